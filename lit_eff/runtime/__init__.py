@@ -1,0 +1,1 @@
+"""Torch-free ground: bundle format, certificate, exit rules, samplers, decoding rounds, text engine."""

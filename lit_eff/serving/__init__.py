@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP server over a bundle. Imports no torch."""

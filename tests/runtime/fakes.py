@@ -1,0 +1,141 @@
+"""Segment runners in plain NumPy whose cache makes mistakes visible: unwritten and stale slots are NaN.
+
+Shapes: T tokens of one call, C model dim, V vocabulary, S slots, L layers.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Recorder:
+    """Counts the work: (segment, first slot, tokens) of every call."""
+
+    def __init__(self) -> None:
+        self.segment_calls: list[tuple[int, int, int]] = []
+        self.head_calls: list[tuple[int, int]] = []
+
+
+class TinyTransformer(Recorder):
+    """A random causal transformer of one head. Rows are computed one by one, so bits don't depend on T."""
+
+    def __init__(
+        self,
+        exit_layers: tuple[int, ...] = (1, 2, 4),
+        vocab_size: int = 7,
+        context: int = 24,
+        *,
+        seed: int = 0,
+        deep_scale: float = 0.6,
+    ) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.exit_layers, self.vocab_size, self.context = exit_layers, vocab_size, context
+        self.dim, layers = 12, exit_layers[-1]
+        self.embedding_VC = rng.normal(size=(vocab_size, self.dim))
+        self.position_SC = 0.7 * rng.normal(size=(context, self.dim))
+        self.attention_L4CC = rng.normal(size=(layers, 4, self.dim, self.dim)) / np.sqrt(self.dim)
+        self.mlp_LCC = rng.normal(size=(layers, self.dim, self.dim)) / np.sqrt(self.dim)
+        # Layers beyond the first exit change less, so that early exits sometimes agree with the last.
+        self.scale_L = np.where(np.arange(layers) < exit_layers[0], 1.0, deep_scale)
+        self.unembedding_CV = rng.normal(size=(self.dim, vocab_size))
+
+    def new_state(self) -> NDArray[np.float64]:
+        return np.full((self.exit_layers[-1], 2, self.context, self.dim), np.nan)
+
+    def embed(self, tokens_T: NDArray[np.int64], start: int) -> NDArray[Any]:
+        assert tokens_T.dtype == np.int64
+        assert start + len(tokens_T) <= self.context, "a token beyond the context was run"
+        return self.embedding_VC[tokens_T] + self.position_SC[start : start + len(tokens_T)]
+
+    def run_segment(self, state: NDArray[Any], e: int, hidden_TC: NDArray[Any], start: int) -> NDArray[Any]:
+        self.segment_calls.append((e, start, len(hidden_TC)))
+        first = self.exit_layers[e - 1] if e else 0
+        rows = []
+        for layer in range(first, self.exit_layers[e]):
+            state[layer, :, start:] = np.nan  # whatever a rollback left behind is gone
+        for offset, hidden_C in enumerate(hidden_TC):
+            slot = start + offset
+            for layer in range(first, self.exit_layers[e]):
+                q_CC, k_CC, v_CC, o_CC = self.attention_L4CC[layer]
+                normed_C = hidden_C / np.sqrt(np.mean(hidden_C**2) + 1e-6)
+                state[layer, 0, slot], state[layer, 1, slot] = normed_C @ k_CC, normed_C @ v_CC
+                keys_SC, values_SC = state[layer, :, : slot + 1]
+                assert not np.isnan(keys_SC).any(), (
+                    f"layer {layer} read a slot below {slot} that holds no token"
+                )
+                scores_S = keys_SC @ (normed_C @ q_CC) / np.sqrt(self.dim)
+                weights_S = np.exp(scores_S - scores_S.max())
+                hidden_C = hidden_C + self.scale_L[layer] * ((weights_S / weights_S.sum()) @ values_SC @ o_CC)
+                hidden_C = hidden_C + self.scale_L[layer] * np.tanh(hidden_C @ self.mlp_LCC[layer])
+            rows.append(hidden_C)
+        return np.stack(rows)
+
+    def head(self, e: int, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
+        self.head_calls.append((e, len(hidden_TC)))
+        rows = [hidden_C / np.sqrt(np.mean(hidden_C**2)) @ self.unembedding_CV for hidden_C in hidden_TC]
+        return np.stack(rows).astype(np.float32)
+
+    def full_logits(self, tokens: list[int], e: int) -> NDArray[np.float32]:
+        """Logits ``(T, V)`` of exit ``e`` from one pass over ``tokens`` in a fresh state: the reference."""
+        state = self.new_state()
+        hidden_TC = self.embed(np.asarray(tokens, np.int64), 0)
+        for segment in range(e + 1):
+            hidden_TC = self.run_segment(state, segment, hidden_TC, 0)
+        return self.head(e, hidden_TC)
+
+
+class PrefixModel(Recorder):
+    """Logits looked up by exit and the whole prefix, so joint distributions can be enumerated exactly.
+
+    Each layer group keeps the tokens it has seen as its cache and reads the prefix back from there: a wrong, stale
+    or missing slot changes (or breaks) the look-up. Much faster than a transformer: for many trials.
+    """
+
+    def __init__(
+        self, exits: int = 3, vocab_size: int = 3, context: int = 5, *, seed: int = 0, spread: float = 1.2
+    ) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.exit_layers = tuple(2 * e + 2 for e in range(exits))
+        self.vocab_size, self.context = vocab_size, context
+        size = (vocab_size + 1) ** context
+        shared = rng.normal(size=(size, vocab_size))
+        own = rng.normal(size=(exits, size, vocab_size))
+        self.table_EPV = (spread * (shared + own)).astype(np.float32)
+        self.weight_S = (vocab_size + 1.0) ** np.arange(context)
+
+    def prefix_code(self, tokens: tuple[int, ...]) -> int:
+        return int(sum((token + 1) * self.weight_S[slot] for slot, token in enumerate(tokens)))
+
+    def logits(self, e: int, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        return np.asarray(self.table_EPV[e, self.prefix_code(tokens)])
+
+    def new_state(self) -> NDArray[np.float64]:
+        return np.full((len(self.exit_layers), self.context), np.nan)
+
+    def embed(self, tokens_T: NDArray[np.int64], start: int) -> NDArray[Any]:
+        own_T = (tokens_T + 1) * self.weight_S[start : start + len(tokens_T)]
+        return np.stack([own_T, np.zeros_like(own_T)], axis=1)
+
+    def run_segment(self, state: NDArray[Any], e: int, hidden_TC: NDArray[Any], start: int) -> NDArray[Any]:
+        self.segment_calls.append((e, start, len(hidden_TC)))
+        stop = start + len(hidden_TC)
+        state[e, start:stop] = hidden_TC[:, 0]
+        state[e, stop:] = np.nan
+        prefix_T = np.cumsum(state[e, :stop])[start:]
+        assert not np.isnan(prefix_T).any(), f"segment {e} read a slot below {start} that holds no token"
+        return np.stack([hidden_TC[:, 0], prefix_T], axis=1)
+
+    def head(self, e: int, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
+        self.head_calls.append((e, len(hidden_TC)))
+        return np.asarray(self.table_EPV[e, hidden_TC[:, 1].astype(np.int64)])
+
+
+def segment_sizes(exit_layers: tuple[int, ...]) -> list[int]:
+    """Layers in each segment."""
+    return [stop - start for start, stop in pairwise((0, *exit_layers))]
