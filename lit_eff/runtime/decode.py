@@ -1,8 +1,8 @@
 """Decoding rounds over any :class:`~lit_eff.runtime.segments.SegmentRunner`, one sequence at a time.
 
 - ``autoregressive``: every token through the whole model.
-- ``certified``: a token leaves at the first exit confident enough for the exit rule (CALM, Schuster et al. 2022),
-  with the deferred KV policy.
+- ``certified``: a token leaves at the first exit confident enough for the exit rule (CALM, Schuster et al.
+  2022), with the deferred KV policy.
 - ``lossless``: self-speculation (LayerSkip, Elhoushi et al. 2024): a shallow exit drafts G tokens, the deeper
   segments check them all in one call, and Leviathan's rule keeps what leaves the output distribution that of
   the full model. Drafting and checking share every layer and the cache.
@@ -71,8 +71,8 @@ class Round:
     """One step of decoding.
 
     Attributes:
-        tokens: emitted, in order: the accepted drafts, then the target's own token (absent when an accepted draft
-            was a stop token).
+        tokens: emitted, in order: the accepted drafts, then the target's own token (absent when an accepted
+            draft was a stop token).
         drafted: what the shallow exit proposed.
         accepted: how many drafts were emitted; ``tokens[:accepted] == drafted[:accepted]``.
         exit_index: the exit the token came from; ``None`` for a speculative round.
@@ -132,10 +132,11 @@ def check_request(runner: SegmentRunner, request: GenerateRequest) -> None:
     if request.mode == "certified":
         if request.exit_rule is None:
             raise UserError("mode certified needs an exit rule, and none was given")
-        if len(request.exit_rule.thresholds) not in (exits - 1, exits):
+        thresholds = len(request.exit_rule.thresholds)
+        if thresholds not in (exits - 1, exits):
             raise UserError(
-                f"the exit rule has {len(request.exit_rule.thresholds)} thresholds; this model has {exits - 1} "
-                f"early exits (after layers {list(runner.exit_layers[:-1])})"
+                f"the exit rule has {thresholds} thresholds; this model has {exits - 1} early exits "
+                f"(after layers {list(runner.exit_layers[:-1])})"
             )
 
 

@@ -56,16 +56,17 @@ MEASURES: dict[str, Callable[[NDArray[Any]], NDArray[np.float32]]] = {
 class ExitRule:
     """A token leaves at exit ``e`` when its confidence there reaches the threshold of ``e``.
 
-    Every measure grows with certainty and lies in [0, 1], computed in float32 from the exit's own logits (before
-    temperature, penalties and truncation): ``softmax_response`` is the gap between the two largest
+    Every measure grows with certainty and lies in [0, 1], computed in float32 from the exit's own logits
+    (before temperature, penalties and truncation): ``softmax_response`` is the gap between the two largest
     probabilities, ``max_probability`` the largest, ``entropy`` is ``1 - H / ln V``.
 
     Attributes:
         thresholds: one per exit index, shallow to deep; ``None`` never exits there. The full model's head
             always decides, so a threshold for the last exit is not looked at and may be left out.
         decay: CALM's tau. With it the threshold of generated token ``t`` is
-            ``clip(0.9 lambda + 0.1 exp(-tau t / horizon), 0, 1)``, strict at first and relaxing later (equation 5).
-            ``None`` keeps the threshold constant. With a decay ``lambda = 1`` is not "never exit": ``None`` is.
+            ``clip(0.9 lambda + 0.1 exp(-tau t / horizon), 0, 1)``, strict at first and relaxing later
+            (equation 5). ``None`` keeps the threshold constant. With a decay ``lambda = 1`` is not "never
+            exit": a threshold of ``None`` is.
         horizon: CALM's N, the number of generated tokens the decay stretches over. Read only with a decay.
 
     Raises:

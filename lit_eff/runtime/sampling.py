@@ -34,8 +34,8 @@ class SamplingParams:
         seed: of the random numbers; ``None`` draws a fresh one each time.
         repetition_penalty: logits of tokens in the prompt or the output are divided by it where positive and
             multiplied where negative (Keskar et al. 2019); 1 is off.
-        presence_penalty, frequency_penalty: subtracted once, and once per occurrence, from the logits of tokens
-            in the output (OpenAI); 0 is off.
+        presence_penalty, frequency_penalty: subtracted once, and once per occurrence, from the logits of
+            tokens in the output (OpenAI); 0 is off.
         logit_bias: added to the logits of single tokens.
 
     Raises:
@@ -90,7 +90,7 @@ def processed_logits(logits_V: NDArray[Any], params: SamplingParams, history: Hi
     """Logits ``(V,)`` after bias and penalties; the input itself, in its own type, when nothing is set.
 
     Raises:
-        UserError: when the model yields no finite largest logit, or a bias names a token outside the vocabulary.
+        UserError: when the largest logit is not finite, or a bias names a token outside the vocabulary.
     """
     if params.logit_bias or params.reads_history:
         logits_V = logits_V.astype(np.float64)
@@ -164,8 +164,8 @@ def _nucleus(p_V: Distribution, top_p: float) -> NDArray[np.intp]:
 def draw(weights_V: NDArray[np.float64], rng: np.random.Generator) -> int:
     """One token with probability proportional to ``weights_V``, by inversion: one random number a draw.
 
-    ``random() <= 1 - 2^-53``, whose product with the total rounds below the total, so the index found is always
-    one of positive weight.
+    ``random() <= 1 - 2^-53``, whose product with the total rounds below the total, so the index found is
+    always one of positive weight.
     """
     cumulative_V = np.cumsum(weights_V)
     return int(np.searchsorted(cumulative_V, rng.random() * cumulative_V[-1], side="right"))
@@ -180,8 +180,8 @@ def accept_drafts(
     """Leviathan et al. 2023, algorithm 1: keep a prefix of the drafts and choose the token after it.
 
     Args:
-        p_rows: the target's distributions ``(V,)`` at the G drafted positions and the one after, G + 1 in all;
-            a generator is read no further than the first rejection.
+        p_rows: the target's distributions ``(V,)`` at the G drafted positions and the one after, G + 1 in
+            all; a generator is read no further than the first rejection.
         q_rows: the distributions the G drafts were drawn from.
         drafts: the G tokens.
         rng: random numbers never used before.

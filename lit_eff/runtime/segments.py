@@ -2,8 +2,8 @@
 
 Between one exit and the next lies a *segment*: segment ``e`` is the layers from exit ``e - 1`` to exit ``e``.
 A token that stops at a shallow exit leaves its hidden state waiting at that boundary. The next token that
-goes deeper runs the segment over everything waiting there and itself in one call, so every key and value in the
-cache is the one the full model would have computed (the *deferred* policy: exact, and never more work than
+goes deeper runs the segment over everything waiting there and itself in one call, so every key and value in
+the cache is the one the full model would have computed (the *deferred* policy: exact, and never more work than
 the full model). Early exit and self-speculation are two schedules over the same queues.
 
 Shapes: T tokens of one call, C model dim, V vocabulary.
@@ -49,8 +49,8 @@ class SegmentRunner(Protocol):
     def run_segment(self, state: Any, e: int, hidden_TC: Hidden, start: int) -> Hidden:
         """Segment ``e`` over tokens at slots ``start ..``, writing their keys and values.
 
-        Each token attends to the slots up to its own. What stands at slots ``>= start`` is overwritten and never
-        read, so rolling back is starting lower.
+        Each token attends to the slots up to its own. What stands at slots ``>= start`` is overwritten and
+        never read, so rolling back is starting lower.
         """
         ...
 
@@ -84,7 +84,7 @@ class DeferredSequence:
         self._waiting: list[list[Hidden]] = [[] for _ in layers]
 
     def run(self, e: int) -> Hidden:
-        """Segment ``e`` over all that waits for it; hidden states at exit ``e`` of those tokens, oldest first.
+        """Segment ``e`` over all that waits for it; their hidden states at exit ``e``, oldest first.
 
         Running ``0 .. e`` in order brings every token to exit ``e``, so the last row is the newest token's.
         """

@@ -92,8 +92,8 @@ class TinyTransformer(Recorder):
 class PrefixModel(Recorder):
     """Logits looked up by exit and the whole prefix, so joint distributions can be enumerated exactly.
 
-    Each layer group keeps the tokens it has seen as its cache and reads the prefix back from there: a wrong, stale
-    or missing slot changes (or breaks) the look-up. Much faster than a transformer: for many trials.
+    Each segment keeps the tokens it has seen as its cache and reads the prefix back from there: a wrong,
+    stale or missing slot changes (or breaks) the look-up. Much faster than a transformer: for many trials.
     """
 
     def __init__(

@@ -120,7 +120,7 @@ def test_an_identical_draft_accepts_everything_greedy_and_sampled() -> None:
 
 @pytest.mark.parametrize("params", [SamplingParams(), SAMPLED, replace(SAMPLED, presence_penalty=0.5)])
 def test_no_drafts_and_no_exits_are_autoregression(params: SamplingParams) -> None:
-    """Token for token at the same seed: each of the three then draws once a token from the same distribution."""
+    """Token for token at the same seed: each then draws once a token, from the same distribution."""
     runner = TinyTransformer()
     expected, plain = run(runner, sampling=params)
     lossless, rounds = run(runner, sampling=params, mode="lossless", draft_length=0)
@@ -149,7 +149,7 @@ def test_seeds_reproduce(mode: str) -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.25, 0.5, 0.8])
 @pytest.mark.parametrize("seed", range(3))
 def test_deferred_kv_equals_full_recomputation(seed: int, threshold: float) -> None:
-    """Reference: for each token, every exit's logits from a fresh full pass over all tokens so far. Bit for bit."""
+    """Reference: for each token, every exit's logits from a fresh pass over all tokens so far. Bit for bit."""
     runner = TinyTransformer(seed=seed)
     rule = ExitRule(
         measure="max_probability", thresholds=(threshold, threshold / 2 + 0.2), decay=4.0, horizon=16
