@@ -1,0 +1,1 @@
+"""Exit thresholds with a guarantee: p-values and procedures (torch-free), and the job that runs them."""

@@ -1,0 +1,74 @@
+"""What to calibrate: the ``calibration`` section of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_eff.calibration.procedures import P_VALUES, PROCEDURES, check_levels
+from lit_eff.errors import UserError, nearest
+
+# Conservative to bold, finer where confident tokens crowd.
+DEFAULT_THRESHOLDS: tuple[float, ...] = (
+    *(0.995, 0.99, 0.98, 0.97, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7),
+    *(0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1),
+)
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Calibrate one threshold, shared by all early exits, on token disagreement with the full model.
+
+    Everything here is fixed before calibration data is seen; choosing the measure, the decay or the grid by
+    looking at the certificate and calibrating again on the same split voids the guarantee.
+
+    Attributes:
+        delta: the risk that must not be exceeded: the expected share of continuation tokens that differ.
+        epsilon: the probability with which the guarantee may fail.
+        sequences, test_sequences: prompts, each from its own document of the calibration or test split.
+        prompt_length, continuation_length: tokens.
+        thresholds: the grid, from the most conservative (largest) to the boldest, in [0, 1].
+        measure: confidence measure of :class:`lit_eff.runtime.exit_rule.ExitRule`.
+        decay: CALM's tau, with the continuation length as its horizon; ``None``: constant thresholds.
+        batch_size: prompts decoded together; memory grows with it times the number of thresholds.
+        kv_policy: how keys and values of skipped layers come to be.
+        p_value, procedure: names in :mod:`lit_eff.calibration.procedures`.
+        seed: of the choice among a split's documents.
+
+    Raises:
+        UserError: naming the setting that is out of range.
+    """
+
+    delta: float = 0.1
+    epsilon: float = 0.05
+    sequences: int = 500
+    test_sequences: int = 500
+    prompt_length: int = 32
+    continuation_length: int = 16
+    thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
+    measure: Literal["softmax_response", "max_probability", "entropy"] = "softmax_response"
+    decay: float | None = None
+    batch_size: int = 64
+    kv_policy: Literal["deferred"] = "deferred"
+    p_value: str = "hoeffding_bentkus"
+    procedure: str = "fixed_sequence"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_levels(self.delta, self.epsilon)
+        for name in ("sequences", "test_sequences", "prompt_length", "continuation_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"calibration.{name} is {getattr(self, name)}; expected a positive integer")
+        grid = list(self.thresholds)
+        if not grid or grid != sorted(set(grid), reverse=True) or not 0.0 <= grid[-1] <= grid[0] <= 1.0:
+            raise UserError(
+                f"calibration.thresholds is {grid}; expected decreasing numbers in [0, 1], most conservative first"
+            )
+        if self.decay is not None and self.decay < 0:
+            raise UserError(
+                f"calibration.decay is {self.decay}; expected a number of at least 0, or null for none"
+            )
+        for name, options in (("p_value", P_VALUES), ("procedure", PROCEDURES)):
+            value = getattr(self, name)
+            if value not in options:
+                raise UserError(f"calibration.{name} is {value!r}{nearest(value, options)}")
