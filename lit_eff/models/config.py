@@ -43,8 +43,12 @@ class ModelConfig:
         attention_softcap, logit_softcap: ``cap * tanh(x / cap)`` on scores and on logits; ``None`` is off.
         token_types: size of the segment embedding (BERT); 0 is none.
         embedding_norm: a norm right after the embeddings (BERT).
+        head_transform: dense, GELU and norm before the output matrix (BERT's masked-LM head).
         labels: 0 for a language model; otherwise the classes of a sequence classifier.
         pooling: which hidden state a classifier reads: ``first``, ``last`` (non-padding) or ``mean``.
+        pooler: dense and tanh before a classifier's output matrix (BERT).
+        init_std: standard deviation of new weights; projections back into a pre-norm residual stream get
+            ``init_std / sqrt(2 * layers)`` (GPT-2).
 
     Raises:
         UserError: for sizes that do not fit together.
@@ -79,9 +83,11 @@ class ModelConfig:
     dropout: float = 0.0
     token_types: int = 0
     embedding_norm: bool = False
+    head_transform: bool = False
     labels: int = 0
     pooling: Literal["first", "last", "mean"] = "first"
     pooler: bool = False
+    init_std: float = 0.02
     exits: ExitConfig = field(default_factory=ExitConfig)
 
     def __post_init__(self) -> None:

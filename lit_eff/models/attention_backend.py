@@ -1,0 +1,225 @@
+"""Which attention runs, chosen once and with a reason; and what it needs, worked out once per forward pass.
+
+Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_eff.errors import UserError, nearest
+from lit_eff.models.config import AttentionBackend, ModelConfig
+
+BACKENDS = ("auto", "triton", "sdpa", "reference")
+# Below this mean length (tokens), one small attention call per document costs more than one masked call.
+SEGMENT_WORTHWHILE = 48
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """``name`` is ``triton``, ``sdpa`` or ``reference``; ``reason`` is a phrase for people."""
+
+    name: AttentionBackend
+    reason: str
+
+
+def choose_backend(
+    config: ModelConfig, device: torch.device | str, requested: AttentionBackend = "auto"
+) -> BackendChoice:
+    """Choose the attention implementation for a model on ``device``.
+
+    Raises:
+        UserError: the one asked for cannot run here, with the reason; ``auto`` never raises.
+    """
+    if requested not in BACKENDS:
+        raise UserError(f"unknown attention backend {requested!r}{nearest(requested, BACKENDS)}")
+    device = torch.device(device)
+    obstacles = {"triton": _triton_obstacle(config, device), "sdpa": _sdpa_obstacle(config), "reference": None}
+    if requested != "auto":
+        obstacle = obstacles[requested]
+        if obstacle is not None:
+            raise UserError(f"attention backend {requested!r} cannot run here: {obstacle}; try 'auto'")
+        return BackendChoice(requested, "asked for")
+    if obstacles["sdpa"] is None:
+        return BackendChoice("sdpa", f"PyTorch's fused attention on {device.type}")
+    if obstacles["triton"] is None:
+        return BackendChoice("triton", f"not sdpa: {obstacles['sdpa']}")
+    return BackendChoice("reference", f"not sdpa: {obstacles['sdpa']}; not triton: {obstacles['triton']}")
+
+
+def _sdpa_obstacle(config: ModelConfig) -> str | None:
+    if config.attention_softcap is not None:
+        return "scaled_dot_product_attention has no softcap"
+    return None
+
+
+def _triton_obstacle(config: ModelConfig, device: torch.device) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return f"Triton kernels need a CUDA device, and the model is on {device.type}"
+    return None
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """What every layer of one forward pass shares: built once, read by all.
+
+    Attributes:
+        mask: (B or 1, 1, T, S), 0 or -inf, added to scores (sdpa); ``None`` when nothing but causality hides.
+        segments: lengths of the documents laid end to end over the flattened batch (sdpa on a CPU): each is
+            attended on its own, which skips the masked scores instead of computing them.
+        documents_BT, starts_B: passed on to the triton and reference forms, which mask by themselves.
+    """
+
+    backend: AttentionBackend
+    causal: bool
+    window: int | None
+    softcap: float | None
+    mask: Tensor | None = None
+    segments: tuple[int, ...] | None = None
+    documents_BT: Tensor | None = None
+    starts_B: Tensor | None = None
+
+
+def plan_attention(
+    config: ModelConfig,
+    backend: AttentionBackend,
+    *,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    documents_BT: Tensor | None = None,
+    starts_B: Tensor | None = None,
+    key_slots: int | None = None,
+    static: bool = False,
+) -> AttentionPlan:
+    """Work out masks for queries (batch, length), against themselves or against ``key_slots`` cache slots.
+
+    ``static`` forbids decisions on the documents' content (blocks compiled once must see one plan).
+    """
+    window = config.window if config.window is not None and config.window < (key_slots or length) else None
+    plan = AttentionPlan(backend, config.causal, window, config.attention_softcap)
+    if starts_B is not None:
+        if documents_BT is not None:
+            raise UserError("documents cannot be told apart inside a KV cache; give one document a row")
+        if not config.causal:
+            raise UserError("a KV cache needs a causal model; this one is an encoder")
+    # Reading the documents costs a device synchronisation anywhere but on a CPU.
+    readable = documents_BT is not None and documents_BT.device.type == "cpu" and not static
+    if readable and bool((documents_BT == documents_BT[:, :1]).all()):  # type: ignore[index]
+        documents_BT, readable = None, False  # one document a row: the plain causal form suffices
+    if backend != "sdpa":
+        return _replace(plan, documents_BT=documents_BT, starts_B=starts_B)
+    if starts_B is not None:
+        assert key_slots is not None
+        return _replace(plan, mask=_cache_mask(starts_B, length, key_slots, window, dtype))
+    if readable:
+        segments = _segments(documents_BT)  # type: ignore[arg-type]
+        fits = window is None or (segments is not None and window >= max(segments))
+        if segments is not None and fits and batch * length >= SEGMENT_WORTHWHILE * len(segments):
+            return _replace(plan, window=None, segments=segments)
+    if documents_BT is None and window is None:
+        return plan
+    return _replace(plan, mask=_self_mask(documents_BT, length, config.causal, window, dtype, device))
+
+
+def _replace(plan: AttentionPlan, **changes: object) -> AttentionPlan:
+    from dataclasses import replace
+
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def _segments(documents_BT: Tensor) -> tuple[int, ...] | None:
+    """Lengths of the runs of equal ids over the flattened batch; ``None`` if an id comes back later in a row."""
+    rows_B1 = torch.arange(documents_BT.shape[0])[:, None].expand_as(documents_BT)
+    keys = torch.stack([rows_B1.flatten(), documents_BT.flatten()], dim=1)
+    runs, counts = torch.unique_consecutive(keys, dim=0, return_counts=True)
+    if torch.unique(runs, dim=0).shape[0] != runs.shape[0]:
+        return None
+    return tuple(counts.tolist())
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    # Added rather than boolean: PyTorch would convert a boolean mask again in every layer.
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, float("-inf"))
+
+
+def _self_mask(
+    documents_BT: Tensor | None,
+    length: int,
+    causal: bool,
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    index = torch.arange(length, device=device)
+    distance_TS = index[:, None] - index
+    allowed = torch.ones(1, length, length, dtype=torch.bool, device=device)
+    if causal:
+        allowed = allowed & (distance_TS >= 0)
+    if window is not None:
+        allowed = allowed & (distance_TS.abs() < window)
+    if documents_BT is not None:
+        allowed = allowed & (documents_BT[:, :, None] == documents_BT[:, None, :])
+    return _additive(allowed[:, None], dtype)
+
+
+def _cache_mask(
+    starts_B: Tensor, length: int, key_slots: int, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    index_T = torch.arange(length, device=starts_B.device)
+    slots_S = torch.arange(key_slots, device=starts_B.device)
+    distance_BTS = (starts_B[:, None] + index_T)[:, :, None] - slots_S
+    allowed = distance_BTS >= 0
+    if window is not None:
+        allowed = allowed & (distance_BTS < window)
+    return _additive(allowed[:, None], dtype)
+
+
+def attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan) -> Tensor:
+    """Scaled dot-product attention, (B, T, H, D), by the plan's backend; scale 1 / sqrt(D)."""
+    if plan.backend == "sdpa":
+        if plan.segments is not None:
+            return _attend_segments(q_BTHD, k_BSKD, v_BSKD, plan)
+        is_causal = plan.causal and plan.mask is None
+        return _sdpa(q_BTHD, k_BSKD, v_BSKD, mask=plan.mask, is_causal=is_causal)
+    from lit_eff.kernels.attention import attention, attention_reference
+
+    form = attention if plan.backend == "triton" else attention_reference
+    out_BTHD: Tensor = form(
+        q_BTHD,
+        k_BSKD,
+        v_BSKD,
+        causal=plan.causal,
+        window=plan.window,
+        softcap=plan.softcap,
+        documents_BT=plan.documents_BT,
+        starts_B=plan.starts_B,
+    )
+    return out_BTHD
+
+
+def _attend_segments(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan) -> Tensor:
+    assert plan.segments is not None
+    flat = [x.flatten(0, 1)[None].split(plan.segments, dim=1) for x in (q_BTHD, k_BSKD, v_BSKD)]
+    pieces = [_sdpa(q, k, v, mask=None, is_causal=plan.causal) for q, k, v in zip(*flat, strict=True)]
+    return torch.cat(pieces, dim=1).view(q_BTHD.shape)
+
+
+def _sdpa(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
+    out_BHTD = F.scaled_dot_product_attention(
+        q_BTHD.transpose(1, 2),
+        k_BSKD.transpose(1, 2),
+        v_BSKD.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=is_causal,
+        enable_gqa=q_BTHD.shape[2] != k_BSKD.shape[2],
+    )
+    return out_BHTD.transpose(1, 2)
