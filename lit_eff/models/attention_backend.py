@@ -6,7 +6,7 @@ Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,11 @@ def choose_backend(
     if requested not in BACKENDS:
         raise UserError(f"unknown attention backend {requested!r}{nearest(requested, BACKENDS)}")
     device = torch.device(device)
-    obstacles = {"triton": _triton_obstacle(config, device), "sdpa": _sdpa_obstacle(config), "reference": None}
+    obstacles = {
+        "triton": _triton_obstacle(config, device),
+        "sdpa": _sdpa_obstacle(config),
+        "reference": None,
+    }
     if requested != "auto":
         obstacle = obstacles[requested]
         if obstacle is not None:
@@ -89,54 +93,55 @@ class AttentionPlan:
 def plan_attention(
     config: ModelConfig,
     backend: AttentionBackend,
+    hidden_BTC: Tensor,
     *,
-    batch: int,
-    length: int,
-    dtype: torch.dtype,
-    device: torch.device,
     documents_BT: Tensor | None = None,
     starts_B: Tensor | None = None,
     key_slots: int | None = None,
     static: bool = False,
 ) -> AttentionPlan:
-    """Work out masks for queries (batch, length), against themselves or against ``key_slots`` cache slots.
+    """Work out masks for the queries of ``hidden_BTC`` against themselves, or against ``key_slots`` cache slots.
 
     ``static`` forbids decisions on the documents' content (blocks compiled once must see one plan).
+
+    Raises:
+        UserError: documents beside a cache, or a cache in an encoder.
     """
-    window = config.window if config.window is not None and config.window < (key_slots or length) else None
-    plan = AttentionPlan(backend, config.causal, window, config.attention_softcap)
+    batch, length = hidden_BTC.shape[:2]
     if starts_B is not None:
         if documents_BT is not None:
             raise UserError("documents cannot be told apart inside a KV cache; give one document a row")
         if not config.causal:
             raise UserError("a KV cache needs a causal model; this one is an encoder")
-    # Reading the documents costs a device synchronisation anywhere but on a CPU.
-    readable = documents_BT is not None and documents_BT.device.type == "cpu" and not static
-    if readable and bool((documents_BT == documents_BT[:, :1]).all()):  # type: ignore[index]
-        documents_BT, readable = None, False  # one document a row: the plain causal form suffices
+    segments = None
+    # Reading the documents would make any other device than a CPU wait.
+    if documents_BT is not None and documents_BT.device.type == "cpu" and not static:
+        segments = _segments(documents_BT)
+        if segments == (length,) * batch:
+            documents_BT = segments = None  # one document a row: the plain form suffices
+    plan = AttentionPlan(backend, config.causal, config.window, config.attention_softcap)
     if backend != "sdpa":
-        return _replace(plan, documents_BT=documents_BT, starts_B=starts_B)
+        return replace(plan, documents_BT=documents_BT, starts_B=starts_B)
+    dtype, device = _compute_dtype(hidden_BTC), hidden_BTC.device
     if starts_B is not None:
         assert key_slots is not None
-        return _replace(plan, mask=_cache_mask(starts_B, length, key_slots, window, dtype))
-    if readable:
-        segments = _segments(documents_BT)  # type: ignore[arg-type]
-        fits = window is None or (segments is not None and window >= max(segments))
-        if segments is not None and fits and batch * length >= SEGMENT_WORTHWHILE * len(segments):
-            return _replace(plan, window=None, segments=segments)
+        return replace(plan, mask=_cache_mask(starts_B, length, key_slots, config.window, dtype))
+    longest = length if segments is None else max(segments)
+    window = config.window if config.window is not None and config.window < longest else None
+    if segments is not None and window is None and batch * length >= SEGMENT_WORTHWHILE * len(segments):
+        return replace(plan, segments=segments)
     if documents_BT is None and window is None:
         return plan
-    return _replace(plan, mask=_self_mask(documents_BT, length, config.causal, window, dtype, device))
+    return replace(plan, mask=_self_mask(documents_BT, length, config.causal, window, dtype, device))
 
 
-def _replace(plan: AttentionPlan, **changes: object) -> AttentionPlan:
-    from dataclasses import replace
-
-    return replace(plan, **changes)  # type: ignore[arg-type]
+def _compute_dtype(hidden_BTC: Tensor) -> torch.dtype:
+    kind = hidden_BTC.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_BTC.dtype
 
 
 def _segments(documents_BT: Tensor) -> tuple[int, ...] | None:
-    """Lengths of the runs of equal ids over the flattened batch; ``None`` if an id comes back later in a row."""
+    """Lengths of the runs of equal ids, row after row; ``None`` if an id comes back later in its row."""
     rows_B1 = torch.arange(documents_BT.shape[0])[:, None].expand_as(documents_BT)
     keys = torch.stack([rows_B1.flatten(), documents_BT.flatten()], dim=1)
     runs, counts = torch.unique_consecutive(keys, dim=0, return_counts=True)
@@ -208,7 +213,7 @@ def attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan) 
 
 def _attend_segments(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan) -> Tensor:
     assert plan.segments is not None
-    flat = [x.flatten(0, 1)[None].split(plan.segments, dim=1) for x in (q_BTHD, k_BSKD, v_BSKD)]
+    flat = [torch.split(x.flatten(0, 1)[None], plan.segments, dim=1) for x in (q_BTHD, k_BSKD, v_BSKD)]
     pieces = [_sdpa(q, k, v, mask=None, is_causal=plan.causal) for q, k, v in zip(*flat, strict=True)]
     return torch.cat(pieces, dim=1).view(q_BTHD.shape)
 

@@ -1,4 +1,4 @@
-"""One transformer layer: attention and MLP around a residual stream, pre-norm (GPT, Llama) or post-norm (BERT).
+"""One transformer layer: attention and MLP on a residual stream, pre-norm (GPT, Llama) or post-norm (BERT).
 
 Shapes: B batch, T query length, S key slots, H query heads, K kv heads, D head dim, C model dim.
 """

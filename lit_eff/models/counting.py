@@ -17,8 +17,7 @@ def parameter_count(model: nn.Module, *, embeddings: bool = True, trainable: boo
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if (embeddings or not name.startswith("embeddings."))
-        and (parameter.requires_grad or not trainable)
+        if (embeddings or not name.startswith("embeddings.")) and (parameter.requires_grad or not trainable)
     )
 
 

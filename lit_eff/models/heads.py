@@ -68,7 +68,7 @@ class Head(nn.Module):
 
 
 def pool(hidden_BTC: Tensor, pooling: str, documents_BT: Tensor | None) -> Tensor:
-    """One vector per row, (B, C): the ``first`` token, the ``last`` real one, or the ``mean`` of the real ones.
+    """One vector per row, (B, C): of the ``first`` token, the ``last`` real one, or the ``mean`` of those.
 
     Real tokens are those with ``documents_BT >= 0``; without documents, all are.
     """

@@ -44,7 +44,7 @@ class LayerContext:
         cache: keys and values of earlier tokens; needs ``starts_B``.
         starts_B: int64, cache slot of each row's first query token (in a language model, slot == position).
         key_slots: read only this many leading cache slots; the caller knows that no query reaches further.
-        layer_keep_LB: layer dropout: 0/1 float per layer and row; a dropped layer is the identity for its row.
+        layer_keep_LB: layer dropout: 0/1 float per layer and row; a dropped layer is its row's identity.
     """
 
     positions_BT: Tensor
@@ -56,7 +56,7 @@ class LayerContext:
 
 
 class Embeddings(nn.Module):
-    """Token embedding, plus learned positions, segment types, a norm and dropout where the family has them."""
+    """Token embedding, plus learned positions, segment types, norm and dropout where the family has them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -167,8 +167,6 @@ class Transformer(nn.Module):
         return index_1T if starts_B is None else starts_B[:, None] + index_1T
 
     def _layer_inputs(self, hidden_BTC: Tensor, context: LayerContext) -> LayerInputs:
-        device = hidden_BTC.device
-        autocast = torch.is_autocast_enabled(device.type)
         key_slots = None
         if context.cache is not None:
             if context.starts_B is None:
@@ -177,10 +175,7 @@ class Transformer(nn.Module):
         plan = plan_attention(
             self.config,
             self.attention_backend.name,
-            batch=hidden_BTC.shape[0],
-            length=hidden_BTC.shape[1],
-            dtype=torch.get_autocast_dtype(device.type) if autocast else hidden_BTC.dtype,
-            device=device,
+            hidden_BTC,
             documents_BT=context.documents_BT,
             starts_B=context.starts_B if context.cache is not None else None,
             key_slots=key_slots,
