@@ -15,7 +15,7 @@ Shapes: V vocabulary, G draft length (drafts of one round).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -92,7 +92,7 @@ class Round:
     finish_reason: FinishReason | None
 
 
-def generate(runner: SegmentRunner, request: GenerateRequest) -> Iterator[Round]:
+def generate(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round, None, None]:
     """Decode round by round; nothing is computed between rounds, and closing the iterator ends the work.
 
     The same request with a seed yields the same rounds. Greedy ``lossless`` output equals ``autoregressive``
@@ -148,7 +148,7 @@ class _Choice(NamedTuple):
     exit_index: int | None
 
 
-def _rounds(runner: SegmentRunner, request: GenerateRequest) -> Iterator[Round]:
+def _rounds(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round, None, None]:
     sequence = DeferredSequence(runner, request.prompt_tokens)
     rng = np.random.default_rng(request.sampling.seed)
     room = min(request.max_tokens, runner.context - len(request.prompt_tokens))

@@ -118,3 +118,20 @@ class ExitRule:
     def should_exit(self, exit_index: int, confidence: ArrayLike, t: ArrayLike) -> NDArray[np.bool_]:
         """``confidence >= threshold(exit_index, t)``, compared in float32; arguments broadcast."""
         return np.asarray(np.asarray(confidence, np.float32) >= self.threshold(exit_index, t))
+
+
+def parse_thresholds(text: str, early_exits: int) -> tuple[float | None, ...]:
+    """Thresholds as typed by a person: ``0.8`` for every early exit, or ``never,0.8,0.6``, shallow to deep.
+
+    Raises:
+        UserError: naming the part that is no number, or a wrong count.
+    """
+    values: list[float | None] = []
+    for part in text.split(","):
+        try:
+            values.append(None if part.strip() == "never" else float(part))
+        except ValueError:
+            raise UserError(f"exit threshold {part!r} is neither a number in [0, 1] nor `never`") from None
+    if len(values) not in (1, early_exits):
+        raise UserError(f"{len(values)} exit thresholds were given; this model has {early_exits} early exits")
+    return tuple(values * early_exits if len(values) == 1 else values)

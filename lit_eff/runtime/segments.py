@@ -3,8 +3,8 @@
 Between one exit and the next lies a *segment*: segment ``e`` is the layers from exit ``e - 1`` to exit ``e``.
 A token that stops at a shallow exit leaves its hidden state waiting at that boundary. The next token that
 goes deeper runs the segment over everything waiting there and itself in one call, so every key and value in
-the cache is the one the full model would have computed (the *deferred* policy: exact, and never more work than
-the full model). Early exit and self-speculation are two schedules over the same queues.
+the cache is the one the full model would have computed (the *deferred* policy: exact, and never more work
+than the full model). Early exit and self-speculation are two schedules over the same queues.
 
 Shapes: T tokens of one call, C model dim, V vocabulary.
 """

@@ -5,11 +5,15 @@ Shapes: T tokens of one call, C model dim, V vocabulary, S slots, L layers.
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from lit_eff.runtime.text import TextEngine
 
 
 class Recorder:
@@ -139,3 +143,65 @@ class PrefixModel(Recorder):
 def segment_sizes(exit_layers: tuple[int, ...]) -> list[int]:
     """Layers in each segment."""
     return [stop - start for start, stop in pairwise((0, *exit_layers))]
+
+
+class ScriptRunner(Recorder):
+    """Says what it is told: after slot ``s`` the full model's next token is ``script[s]``.
+
+    The early exits agree but for every third slot, so drafts are both kept and rejected.
+    """
+
+    def __init__(self, script: list[int], vocab_size: int, exits: int = 3) -> None:
+        super().__init__()
+        self.exit_layers = tuple(range(1, exits + 1))
+        self.vocab_size, self.context, self.script = vocab_size, len(script), script
+
+    def new_state(self) -> None:
+        return None
+
+    def embed(self, tokens_T: NDArray[np.int64], start: int) -> NDArray[Any]:
+        return np.arange(start, start + len(tokens_T))[:, None]
+
+    def run_segment(self, state: None, e: int, hidden_TC: NDArray[Any], start: int) -> NDArray[Any]:
+        self.segment_calls.append((e, start, len(hidden_TC)))
+        return hidden_TC
+
+    def head(self, e: int, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
+        self.head_calls.append((e, len(hidden_TC)))
+        logits_TV = np.zeros((len(hidden_TC), self.vocab_size), np.float32)
+        for row, slot in enumerate(hidden_TC[:, 0]):
+            wrong = e < len(self.exit_layers) - 1 and slot % 3 == 2
+            logits_TV[row, (self.script[slot] + wrong) % self.vocab_size] = 8.0
+        return logits_TV
+
+
+SAMPLE_TEXT = (
+    "The naïve café owner said: “Das ist schön!” 日本語のテキスト, emoji 👩‍👩‍👧 and 🎉. The end of the text."
+)
+
+
+@cache
+def byte_tokenizer(vocab_size: int = 300) -> Tokenizer:
+    """A byte-level BPE like the one the toolkit trains: ``<|endoftext|>`` begins every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([SAMPLE_TEXT] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return tokenizer
+
+
+def scripted_engine(continuation: str, *, prompt: str = "", **settings: Any) -> TextEngine:
+    """An engine that continues ``prompt`` with ``continuation`` and then ends the text."""
+    tokenizer = byte_tokenizer()
+    before = tokenizer.encode(prompt).ids
+    script = [0] * (len(before) - 1) + tokenizer.encode(continuation, add_special_tokens=False).ids + [0] * 8
+    return TextEngine(ScriptRunner(script, tokenizer.get_vocab_size()), tokenizer, **settings)

@@ -149,7 +149,7 @@ def test_seeds_reproduce(mode: str) -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.25, 0.5, 0.8])
 @pytest.mark.parametrize("seed", range(3))
 def test_deferred_kv_equals_full_recomputation(seed: int, threshold: float) -> None:
-    """Reference: for each token, every exit's logits from a fresh pass over all tokens so far. Bit for bit."""
+    """Reference: for each token, every exit's logits from a fresh pass over all tokens so far; bitwise."""
     runner = TinyTransformer(seed=seed)
     rule = ExitRule(
         measure="max_probability", thresholds=(threshold, threshold / 2 + 0.2), decay=4.0, horizon=16
