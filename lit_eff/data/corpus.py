@@ -130,7 +130,8 @@ class Corpus:
         kept = f"{sum(counts.values()):,} documents" + (f" ({', '.join(dropped)})" if dropped else "")
         splits = ", ".join(f"{name} {counts[name]:,}" for name in SPLITS)
         tokens = sum(self.manifest["tokens"].values())
-        return f"{kept}: {splits}; {tokens:,} tokens in {self.folder}"
+        vocabulary = self.tokenizer.get_vocab_size()
+        return f"{kept}: {splits}; {tokens:,} tokens of a vocabulary of {vocabulary:,}, in {self.folder}"
 
 
 def default_cache_dir() -> Path:
