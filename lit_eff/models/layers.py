@@ -47,6 +47,20 @@ class MLP(nn.Module):
         return out_BTC
 
 
+@torch.no_grad()
+def init_weights(module: nn.Module, std: float) -> None:
+    """Normal weights of standard deviation ``std``, zero biases, unit norms, in ``module`` and all below it."""
+    for part in module.modules():
+        if isinstance(part, nn.RMSNorm | nn.LayerNorm):
+            part.reset_parameters()
+            continue
+        for name, parameter in part.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=std)
+
+
 def inverse_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     """Rotary angular frequencies, float32 (rotary_dim / 2,), radians per position (Su et al. 2021).
 

@@ -28,7 +28,7 @@ from lit_eff.models.block import Block, LayerInputs
 from lit_eff.models.cache import KVCache
 from lit_eff.models.config import AttentionBackend, ModelConfig
 from lit_eff.models.heads import Head, pool
-from lit_eff.models.layers import make_norm, rotary_table
+from lit_eff.models.layers import init_weights, make_norm, rotary_table
 
 log = logging.getLogger(__name__)
 
@@ -266,18 +266,9 @@ class Transformer(nn.Module):
             self._backend = (kind, choice)
         return self._backend[1]
 
-    @torch.no_grad()
     def init_weights(self) -> None:
         """Fresh weights (GPT-2's scheme, ``config.init_std``); also fills a model made on the meta device."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.init_std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Head) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        init_weights(self, self.config.init_std)
         if self.config.norm_position == "pre":
             scaled = self.config.init_std / (2 * self.config.layers) ** 0.5
             for name, weight in self.blocks.named_parameters():
