@@ -62,7 +62,8 @@ class CalibrationConfig:
         grid = list(self.thresholds)
         if not grid or grid != sorted(set(grid), reverse=True) or not 0.0 <= grid[-1] <= grid[0] <= 1.0:
             raise UserError(
-                f"calibration.thresholds is {grid}; expected decreasing numbers in [0, 1], most conservative first"
+                f"calibration.thresholds is {grid}; expected decreasing numbers in [0, 1], "
+                "most conservative first"
             )
         if self.decay is not None and self.decay < 0:
             raise UserError(

@@ -22,6 +22,7 @@ from scipy.special import bdtr, rel_entr
 from lit_eff.errors import UserError, nearest
 
 FloatArray = NDArray[np.float64]
+ColumnPValue = Callable[[FloatArray, float], FloatArray]
 MOST_SEQUENCES = 1 << 26  # where the search for a sufficient number stops
 
 
@@ -51,8 +52,8 @@ def binomial_p_value(risk: ArrayLike, n: int, delta: float) -> FloatArray:
 def hoeffding_bentkus_p_value(risk: ArrayLike, n: int, delta: float) -> FloatArray:
     """The Hoeffding-Bentkus p-value, valid for any losses in [0, 1] (Bates et al. 2021, proposition 2).
 
-    ``min(exp(-n h1(min(R, delta), delta)), e P(Binomial(n, delta) <= ceil(n R)))``, at most 1, where ``h1`` is
-    the relative entropy of two Bernoulli variables. Arguments as :func:`hoeffding_p_value`.
+    ``min(exp(-n h1(min(R, delta), delta)), e P(Binomial(n, delta) <= ceil(n R)))``, at most 1, where ``h1``
+    is the relative entropy of two Bernoulli variables. Arguments as :func:`hoeffding_p_value`.
     """
     bounded = np.minimum(np.asarray(risk, np.float64), delta)
     relative_entropy = rel_entr(bounded, delta) + rel_entr(1.0 - bounded, 1.0 - delta)
@@ -75,7 +76,7 @@ def _exact_binomial(losses_nK: FloatArray, delta: float) -> FloatArray:
 
 
 def fixed_sequence(p_values_K: FloatArray, epsilon: float) -> NDArray[np.bool_]:
-    """Reject in order while ``p <= epsilon``, stop at the first failure: bool ``(K,)``, a run of leading ones.
+    """Reject in order while ``p <= epsilon``, stop at the first failure: bool ``(K,)``, leading ones only.
 
     Every test has the full level: no error is made before the first true null of the order, and rejecting
     that one has probability at most epsilon (Angelopoulos et al. 2021, section 2.3).
@@ -83,8 +84,8 @@ def fixed_sequence(p_values_K: FloatArray, epsilon: float) -> NDArray[np.bool_]:
     return np.logical_and.accumulate(p_values_K <= epsilon)
 
 
-# A p-value sees whole columns of losses, since some (betting) read more than their mean; a procedure sees p-values.
-P_VALUES: dict[str, Callable[[FloatArray, float], FloatArray]] = {
+# A p-value sees whole columns of losses, since some (betting) read more than their mean.
+P_VALUES: dict[str, ColumnPValue] = {
     "hoeffding_bentkus": _of_mean(hoeffding_bentkus_p_value),
     "hoeffding": _of_mean(hoeffding_p_value),
     "binomial": _exact_binomial,
@@ -156,8 +157,8 @@ def learn_then_test(
     """Certify candidates: ``P(risk of the selected one <= delta) >= 1 - epsilon`` over the draw of sequences.
 
     Args:
-        losses_nK: losses in [0, 1], ``(n, K)``; columns from the most conservative candidate to the boldest, in
-            an order that was fixed without looking at these losses.
+        losses_nK: losses in [0, 1], ``(n, K)``; columns from the most conservative candidate to the boldest,
+            in an order that was fixed without looking at these losses.
         delta, epsilon: levels in (0, 1).
         p_value: a name in :data:`P_VALUES`.
         procedure: a name in :data:`PROCEDURES`.

@@ -40,7 +40,7 @@ Threshold = Annotated[
 
 
 def tokenizer_sha256(tokenizer_json: str | None) -> str | None:
-    """SHA-256 of a tokenizer's JSON, the same as of a ``tokenizer.json`` file that holds it; ``None`` for none."""
+    """SHA-256 of a tokenizer's JSON, equal to that of a ``tokenizer.json`` holding it; ``None`` for none."""
     return None if tokenizer_json is None else hashlib.sha256(tokenizer_json.encode()).hexdigest()
 
 
@@ -73,10 +73,11 @@ class Measured(_Strict):
         split_sha256: hash of the whole split the prompts came from.
         sequences: prompts, each from its own document.
         risk: mean over sequences of the loss.
-        layers_per_token: mean layers launched for a token, which is the layer it left at. Time of one sequence
-            follows this number.
-        computed_layers_per_token: mean layers in fact computed for a token by the end of the continuation: under
-            the deferred KV policy a token's skipped layers run with the next token that goes deeper, in one launch.
+        layers_per_token: mean layers launched for a token, which is the layer it left at. The time of one
+            sequence follows this number.
+        computed_layers_per_token: mean layers in fact computed for a token by the end of the continuation:
+            under the deferred KV policy a token's skipped layers run with the next token that goes deeper, in
+            the same launch.
     """
 
     split_sha256: Sha256
@@ -87,17 +88,18 @@ class Measured(_Strict):
 
 
 class Certificate(_Strict):
-    """``P(risk <= delta) >= 1 - epsilon`` for the thresholds here, over the draw of the calibration sequences.
+    """``P(risk <= delta) >= 1 - epsilon`` for the thresholds here, over the draw of calibration sequences.
 
     Attributes:
         certifies: ``textual_consistency``: the risk compares early-exit output with the full model's.
-        metric: the loss of a sequence: the share of continuation tokens that differ from the full model's greedy ones.
+        metric: the loss of a sequence: the share of continuation tokens that differ from the full model's
+            greedy ones.
         delta, epsilon: the levels of the guarantee.
         procedure, p_value: names in ``lit_eff.calibration.procedures``.
         candidates: the grid, most conservative first, in the order fixed before measuring.
         selected: index of the chosen candidate; ``None``: none could be certified, never exit.
         exit_layers: layers run at each exit, the last being the whole model.
-        thresholds: one per early exit (all but the last); ``None`` (in the file: ``never``) never exits there.
+        thresholds: one per early exit (all but the last); ``None`` (``never`` in the file) never exits there.
         measure, decay, horizon: confidence measure and threshold schedule, as in :class:`ExitRule`.
         kv_policy: how keys and values of skipped layers come to be.
         dtype: of the computation that was measured.
@@ -174,8 +176,8 @@ class Certificate(_Strict):
         for name, certified, given in pairs:
             if certified != given:
                 raise UserError(
-                    f"the certificate was made for {name} {_short(certified)} and this model has {_short(given)}; "
-                    "run `lit-eff calibrate` on this model"
+                    f"the certificate was made for {name} {_short(certified)} and this model has "
+                    f"{_short(given)}; run `lit-eff calibrate` on this model"
                 )
 
     def sentence(self) -> str:
@@ -186,13 +188,14 @@ class Certificate(_Strict):
         if self.selected is None:
             return (
                 f"No exit threshold could be certified to change at most {self.delta:.4g} of a {setting}, in "
-                f"expectation, with probability at least {1 - self.epsilon:.4g} ({how}), so every token runs all "
-                f"{layers} layers."
+                f"expectation, with probability at least {1 - self.epsilon:.4g} ({how}), so every token runs "
+                f"all {layers} layers."
             )
         return (
-            f"With probability at least {1 - self.epsilon:.4g} over the draw of the calibration data, exiting early "
-            f"changes at most {self.delta:.4g} of a {setting}, in expectation, from the full model's greedy one "
-            f"({how}); on {self.test.sequences:,} test sequences it changed {self.test.risk:.3f} and used "
+            f"With probability at least {1 - self.epsilon:.4g} over the draw of the calibration data, exiting "
+            f"early changes at most {self.delta:.4g} of a {setting}, in expectation, from the full model's "
+            f"greedy one ({how}); on {self.test.sequences:,} test sequences it changed {self.test.risk:.3f} "
+            f"and used "
             f"{self.test.layers_per_token:.2f} of {layers} layers per token."
         )
 

@@ -67,7 +67,7 @@ def test_hoeffding_by_hand() -> None:
 @pytest.mark.parametrize("delta", [float(Fraction(text)) for text in DELTAS])
 @pytest.mark.parametrize("n", [10, 100, 1000])
 def test_p_values_are_super_uniform_at_the_null_boundary(p_value, delta: float, n: int) -> None:
-    """With 0/1 losses of risk exactly delta, P(p <= u) <= u at every u, by enumeration of the error counts."""
+    """With 0/1 losses of risk exactly delta, P(p <= u) <= u at every u, by enumeration of error counts."""
     p_of_errors = p_value(np.arange(n + 1) / n, n, delta)
     assert (np.diff(p_of_errors) >= -1e-15).all()
     counts = np.arange(n + 1)

@@ -1,0 +1,1 @@
+"""The torch engine: one sequence through a segment runner, and many at once for calibration."""
