@@ -5,14 +5,15 @@ Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_eff.errors import UserError, nearest
+from lit_eff.kernels.attention import attention, attention_reference, supports
 from lit_eff.models.config import AttentionBackend, ModelConfig
 
 BACKENDS = ("auto", "triton", "sdpa", "reference")
@@ -63,10 +64,8 @@ def _sdpa_obstacle(config: ModelConfig) -> str | None:
 
 
 def _triton_obstacle(config: ModelConfig, device: torch.device) -> str | None:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
-        return f"Triton kernels need a CUDA device, and the model is on {device.type}"
-    return None
+    support = supports(device, head_dim=config.head_size)
+    return None if support else support.reason
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,9 @@ def plan_attention(
     key_slots: int | None = None,
     static: bool = False,
 ) -> AttentionPlan:
-    """Work out masks for the queries of ``hidden_BTC`` against themselves, or against ``key_slots`` cache slots.
+    """Work out masks for the queries of ``hidden_BTC`` against themselves, or against cache slots.
+
+    ``key_slots`` is how many leading slots of the cache the keys will span.
 
     ``static`` forbids decisions on the documents' content (blocks compiled once must see one plan).
 
@@ -142,10 +143,10 @@ def _compute_dtype(hidden_BTC: Tensor) -> torch.dtype:
 
 def _segments(documents_BT: Tensor) -> tuple[int, ...] | None:
     """Lengths of the runs of equal ids, row after row; ``None`` if an id comes back later in its row."""
-    rows_B1 = torch.arange(documents_BT.shape[0])[:, None].expand_as(documents_BT)
-    keys = torch.stack([rows_B1.flatten(), documents_BT.flatten()], dim=1)
-    runs, counts = torch.unique_consecutive(keys, dim=0, return_counts=True)
-    if torch.unique(runs, dim=0).shape[0] != runs.shape[0]:
+    rows_B1 = torch.arange(documents_BT.shape[0])[:, None]
+    keys = (rows_B1 << 32) + documents_BT  # ids of different rows never meet
+    runs, counts = torch.unique_consecutive(keys, return_counts=True)
+    if runs.unique().numel() != runs.numel():
         return None
     return tuple(counts.tolist())
 
@@ -170,7 +171,7 @@ def _self_mask(
     if causal:
         allowed = allowed & (distance_TS >= 0)
     if window is not None:
-        allowed = allowed & (distance_TS.abs() < window)
+        allowed = allowed & (distance_TS < window)
     if documents_BT is not None:
         allowed = allowed & (documents_BT[:, :, None] == documents_BT[:, None, :])
     return _additive(allowed[:, None], dtype)
@@ -195,25 +196,26 @@ def attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan) 
             return _attend_segments(q_BTHD, k_BSKD, v_BSKD, plan)
         is_causal = plan.causal and plan.mask is None
         return _sdpa(q_BTHD, k_BSKD, v_BSKD, mask=plan.mask, is_causal=is_causal)
-    from lit_eff.kernels.attention import attention, attention_reference
-
-    form = attention if plan.backend == "triton" else attention_reference
-    out_BTHD: Tensor = form(
-        q_BTHD,
-        k_BSKD,
-        v_BSKD,
-        causal=plan.causal,
-        window=plan.window,
-        softcap=plan.softcap,
-        documents_BT=plan.documents_BT,
-        starts_B=plan.starts_B,
-    )
+    masks: dict[str, Any] = {
+        "causal": plan.causal,
+        "window": plan.window,
+        "softcap": plan.softcap,
+        "documents_BT": plan.documents_BT,
+        "starts_B": plan.starts_B,
+    }
+    if plan.backend == "triton":
+        out_BTHD = attention(q_BTHD, k_BSKD, v_BSKD, **masks)
+    else:
+        accumulate = torch.promote_types(q_BTHD.dtype, torch.float32)
+        out_BTHD = attention_reference(q_BTHD, k_BSKD, v_BSKD, accumulate=accumulate, **masks)
+    assert isinstance(out_BTHD, Tensor)
     return out_BTHD
 
 
 def _attend_segments(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan) -> Tensor:
     assert plan.segments is not None
-    flat = [torch.split(x.flatten(0, 1)[None], plan.segments, dim=1) for x in (q_BTHD, k_BSKD, v_BSKD)]
+    lengths = list(plan.segments)
+    flat = [torch.split(x.flatten(0, 1)[None], lengths, dim=1) for x in (q_BTHD, k_BSKD, v_BSKD)]
     pieces = [_sdpa(q, k, v, mask=None, is_causal=plan.causal) for q, k, v in zip(*flat, strict=True)]
     return torch.cat(pieces, dim=1).view(q_BTHD.shape)
 

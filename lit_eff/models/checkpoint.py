@@ -1,4 +1,4 @@
-"""Read a training checkpoint back: the model, its tokenizer, and the recipe that made it. No Lightning needed.
+"""Read a training checkpoint back, without Lightning: the model, its tokenizer, and the recipe it came from.
 
 A Lightning ``.ckpt`` from ``lit-eff fit`` holds the weights under ``state_dict`` with the prefix ``model.``
 (and under ``ema_state_dict`` if an average ran, which is preferred), and under ``lit_eff`` everything else.
@@ -92,9 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
-            raise UserError(
-                f"{path} holds Python objects, which are never unpickled; only tensors"
-            ) from error
+            raise UserError(f"{path} holds Python objects, which are never unpickled") from error
         raise UserError(f"{path} cannot be read: corrupt, or not a PyTorch checkpoint") from error
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise UserError(f"{path} cannot be read: truncated, or not a PyTorch checkpoint") from error

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from lit_eff.errors import UserError, nearest
 
 HeadKind = Literal["shared", "norm", "linear", "mlp"]
 AttentionBackend = Literal["auto", "triton", "sdpa", "reference"]
+Norm = Literal["rms", "layer"]
+NormPosition = Literal["pre", "post"]
+Positions = Literal["rope", "learned"]
+Activation = Literal["swiglu", "gelu", "gelu_tanh"]
+Pooling = Literal["first", "last", "mean"]
+
+_CHOICES = {
+    "norm": get_args(Norm),
+    "norm_position": get_args(NormPosition),
+    "positions": get_args(Positions),
+    "mlp": get_args(Activation),
+    "pooling": get_args(Pooling),
+}
+# What each kind of rotary scaling must say, in Hugging Face's words.
+_ROPE_KEYS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +56,10 @@ class ModelConfig:
         mlp_dim: inner width of the MLP; ``None`` means ``4 * model_dim``.
         norm_position: ``pre`` (GPT, Llama) or ``post`` (BERT).
         rotary_dim: rotated leading part of each head; ``None`` means all of it.
+        rope_scaling: ``None``, or Hugging Face's keys for ``rope_type`` ``linear`` or ``llama3``.
         mlp_bias, attention_bias, qkv_bias: biases of the MLP, of the attention output, of q, k and v.
         qk_norm: RMSNorm over the head dimension of q and k (Qwen3).
-        window: a token sees itself and the ``window - 1`` tokens before it; ``None`` sees all.
+        window: a token sees itself and the ``window - 1`` tokens before it (causal models); ``None``: all.
         attention_softcap, logit_softcap: ``cap * tanh(x / cap)`` on scores and on logits; ``None`` is off.
         token_types: size of the segment embedding (BERT); 0 is none.
         embedding_norm: a norm right after the embeddings (BERT).
@@ -62,14 +82,14 @@ class ModelConfig:
     head_dim: int | None = None
     mlp_dim: int | None = None
     context: int = 512
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Norm = "rms"
     norm_eps: float = 1e-5
-    norm_position: Literal["pre", "post"] = "pre"
-    positions: Literal["rope", "learned"] = "rope"
+    norm_position: NormPosition = "pre"
+    positions: Positions = "rope"
     rope_theta: float = 10_000.0
     rope_scaling: dict[str, Any] | None = None
     rotary_dim: int | None = None
-    mlp: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
+    mlp: Activation = "swiglu"
     qkv_bias: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -85,16 +105,31 @@ class ModelConfig:
     embedding_norm: bool = False
     head_transform: bool = False
     labels: int = 0
-    pooling: Literal["first", "last", "mean"] = "first"
+    pooling: Pooling = "first"
     pooler: bool = False
     init_std: float = 0.02
     exits: ExitConfig = field(default_factory=ExitConfig)
 
     def __post_init__(self) -> None:
-        positive = ("vocab_size", "layers", "model_dim", "heads", "context")
-        for name in positive:
+        for name in ("vocab_size", "layers", "model_dim", "heads", "context", "n_kv_heads", "head_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; expected a positive integer")
+        for name, options in _CHOICES.items():
+            if getattr(self, name) not in options:
+                raise UserError(f"model.{name} is {getattr(self, name)!r}; expected one of {list(options)}")
+        self._check_heads()
+        self._check_attention()
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout is {self.dropout}; expected a probability below 1")
+        if self.labels < 0 or self.labels == 1:
+            raise UserError(f"model.labels is {self.labels}; expected 0 (none) or at least 2")
+        if self.logit_softcap is not None and not self.logit_softcap > 0:
+            raise UserError(
+                f"model.logit_softcap is {self.logit_softcap}; expected a positive number or null"
+            )
+        self._check_exits()
+
+    def _check_heads(self) -> None:
         if self.head_dim is None and self.model_dim % self.heads:
             raise UserError(
                 f"model.model_dim {self.model_dim} is not a multiple of model.heads {self.heads}; "
@@ -105,16 +140,40 @@ class ModelConfig:
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; "
                 "every key/value head serves the same number of query heads"
             )
-        if self.positions == "rope" and self.rotary % 2:
-            raise UserError(f"rotary dimension {self.rotary} is odd; rotary embedding rotates pairs")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout is {self.dropout}; expected a probability below 1")
+        if self.positions != "rope":
+            return
+        if self.rotary % 2 or not 0 < self.rotary <= self.head_size:
+            raise UserError(
+                f"model.rotary_dim is {self.rotary}; expected an even number up to head dim {self.head_size}"
+            )
+        scaling = self.rope_scaling or {}
+        kind = scaling.get("rope_type", "default")
+        if kind not in _ROPE_KEYS:
+            raise UserError(f"model.rope_scaling type {kind!r}{nearest(str(kind), _ROPE_KEYS)}")
+        missing = [key for key in _ROPE_KEYS[kind] if key not in scaling]
+        if missing:
+            raise UserError(f"model.rope_scaling of type {kind!r} lacks {', '.join(missing)}")
+
+    def _check_attention(self) -> None:
+        if self.window is not None and (self.window < 1 or not self.causal):
+            raise UserError(
+                f"model.window is {self.window} with causal={self.causal}; "
+                "expected a positive integer in a causal model, or null"
+            )
+        if self.attention_softcap is not None and not self.attention_softcap > 0:
+            raise UserError(
+                f"model.attention_softcap is {self.attention_softcap}; expected a positive number or null"
+            )
+
+    def _check_exits(self) -> None:
         listed = self.exits.layers
         if list(listed) != sorted(set(listed)) or any(not 1 <= layer < self.layers for layer in listed):
             raise UserError(
                 f"exits.layers is {list(listed)}; expected increasing counts from 1 to {self.layers - 1} "
                 f"(the last layer, {self.layers}, always has a head and is not listed)"
             )
+        if self.exits.head not in get_args(HeadKind):
+            raise UserError(f"exits.head is {self.exits.head!r}; expected one of {list(get_args(HeadKind))}")
 
     @property
     def n_kv_heads(self) -> int:
@@ -139,8 +198,6 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready types; :meth:`from_dict` is the inverse."""
-        from dataclasses import asdict
-
         values = asdict(self)
         values["exits"]["layers"] = list(self.exits.layers)
         return values
@@ -153,5 +210,10 @@ class ModelConfig:
             if key not in cls.__dataclass_fields__:
                 raise UserError(f"unknown model setting {key!r}{nearest(key, cls.__dataclass_fields__)}")
         exits = dict(values.pop("exits", {}))
+        for key in exits:
+            if key not in ExitConfig.__dataclass_fields__:
+                raise UserError(
+                    f"unknown exit setting {key!r}{nearest(key, ExitConfig.__dataclass_fields__)}"
+                )
         exits["layers"] = tuple(exits.get("layers", ()))
         return cls(**values, exits=ExitConfig(**exits))

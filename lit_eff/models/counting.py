@@ -39,11 +39,11 @@ def flops_per_token(config: ModelConfig, context: int, exits: Sequence[int] | No
 
 def mean_visible_keys(config: ModelConfig, context: int) -> float:
     """Keys that a query sees, averaged over the positions of a sequence of ``context`` tokens."""
+    if not config.causal:
+        return context
     window = min(config.window or context, context)
-    if config.causal:  # the first `window` queries see 1, 2, .. window keys; the others see `window`
-        return (window * (window + 1) / 2 + (context - window) * window) / context
-    beside = window - 1  # on either side, less what falls off the two ends
-    return 1 + (2 * beside * context - beside * (beside + 1)) / context
+    # The first `window` queries see 1, 2, .. `window` keys; the others see `window`.
+    return (window * (window + 1) / 2 + (context - window) * window) / context
 
 
 def _attention_weights(config: ModelConfig) -> int:

@@ -21,9 +21,7 @@ def config_from_hf(hf: Mapping[str, Any], task: Task) -> ModelConfig:
     """
     family = hf.get("model_type")
     if family not in FAMILIES:
-        raise UserError(
-            f"Hugging Face model type {family!r} is not supported; expected one of {list(FAMILIES)}"
-        )
+        raise UserError(f"Hugging Face model type is {family!r}; expected one of {list(FAMILIES)}")
     if family == "gpt2":
         shape = _gpt2_from_hf(hf)
     elif family == "bert":
@@ -39,9 +37,7 @@ def config_from_hf(hf: Mapping[str, Any], task: Task) -> ModelConfig:
 def _require(hf: Mapping[str, Any], key: str, allowed: tuple[Any, ...], default: Any) -> Any:
     value = hf.get(key, default)
     if value not in allowed:
-        raise UserError(
-            f"Hugging Face setting {key}={value!r} is not supported; expected one of {list(allowed)}"
-        )
+        raise UserError(f"Hugging Face setting {key} is {value!r}; expected one of {list(allowed)}")
     return value
 
 
@@ -93,7 +89,7 @@ def _window(family: str, hf: Mapping[str, Any]) -> int | None:
         return None
     if kinds != {"sliding_attention"} and hf.get("max_window_layers", 0) > 0:
         raise UserError(
-            "Hugging Face model mixes sliding and full attention; expected the same in all layers"
+            "Hugging Face model mixes sliding and full attention; expected one kind for all layers"
         )
     return int(window)
 
@@ -174,7 +170,7 @@ def family_of(config: ModelConfig) -> str:
 
 
 def _computed(config: ModelConfig) -> dict[str, Any]:
-    """What decides a model's output in eval mode, defaults filled in; exits, which no family has, left out."""
+    """What decides the full model's output in eval mode, with defaults filled in."""
     values = config.to_dict()
     for key in ("exits", "dropout", "init_std"):
         del values[key]

@@ -176,7 +176,8 @@ def to_theirs(rules: list[Rule], ours: Mapping[str, Tensor], config: ModelConfig
     found: dict[str, Tensor] = {}
     for rule in rules:
         tensor = ours[rule.ours]
-        parts = tensor.split([heads, kv_heads, kv_heads]) if len(rule.theirs) == 3 else [tensor]
+        fused = len(rule.theirs) > 1
+        parts = torch.split(tensor, [heads, kv_heads, kv_heads]) if fused else (tensor,)
         for name, part in zip(rule.theirs, parts, strict=True):
             found[name] = (part.T if rule.transpose else part).contiguous()
     found |= {OUR_PREFIX + name: tensor for name, tensor in ours.items() if name.startswith(EXIT_HEADS)}

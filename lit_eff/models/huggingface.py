@@ -155,22 +155,16 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _task(hf: Mapping[str, Any], name: str) -> Task:
-    architecture = str((hf.get("architectures") or [""])[0])
+    architecture = str((hf.get("architectures") or ["unnamed class"])[0])
     if architecture.endswith("ForSequenceClassification"):
         return "classify"
-    tied_by_default = hf.get("model_type") == "gpt2"
-    headless = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
-    if (headless and not hf.get("tie_word_embeddings", tied_by_default)) or (
-        headless and "Bert" in architecture
-    ):
-        raise UserError(
-            f"{name} ({architecture}) has no head; pass labels= for a new classifier on top of it"
-        )
-    if headless or architecture.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining")):
+    if architecture.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining")):
         return "lm"
-    raise UserError(
-        f"{name} is a {architecture or 'model of unnamed architecture'}; expected a language model"
-    )
+    # GPT2Model and LlamaModel have no head of their own, but a tied one is in the embedding.
+    tied = bool(hf.get("tie_word_embeddings", hf.get("model_type") == "gpt2"))
+    if architecture.endswith("Model") and tied and hf.get("model_type") != "bert":
+        return "lm"
+    raise UserError(f"{name} is a {architecture}, which has no head to use; pass labels= for a new one")
 
 
 def _recorded_exits(hf: Mapping[str, Any]) -> ExitConfig:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_eff.errors import UserError
 from lit_eff.models.config import ModelConfig
 
 
@@ -49,7 +48,7 @@ class MLP(nn.Module):
 
 @torch.no_grad()
 def init_weights(module: nn.Module, std: float) -> None:
-    """Normal weights of standard deviation ``std``, zero biases, unit norms, in ``module`` and all below it."""
+    """Normal weights of standard deviation ``std``, zero biases and unit norms, in all of ``module``."""
     for part in module.modules():
         if isinstance(part, nn.RMSNorm | nn.LayerNorm):
             part.reset_parameters()
@@ -88,8 +87,6 @@ def _inverse_frequencies(
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         keep = ((original / wavelengths - low) / (high - low)).clamp(0.0, 1.0)
         frequencies = keep * frequencies + (1 - keep) * frequencies / scaling["factor"]
-    elif kind != "default":
-        raise UserError(f"rope_scaling type {kind!r} is not supported; expected default, linear or llama3")
     return frequencies.to(device)
 
 
