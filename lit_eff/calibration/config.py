@@ -25,7 +25,7 @@ class CalibrationConfig:
     Attributes:
         delta: the risk that must not be exceeded: the expected share of continuation tokens that differ.
         epsilon: the probability with which the guarantee may fail.
-        sequences, test_sequences: prompts, each from its own document of the calibration or test split.
+        sequences, test_sequences: prompts, each the start of its own document of that split.
         prompt_length, continuation_length: tokens.
         thresholds: the grid, from the most conservative (largest) to the boldest, in [0, 1].
         measure: confidence measure of :class:`lit_eff.runtime.exit_rule.ExitRule`.
@@ -33,7 +33,6 @@ class CalibrationConfig:
         batch_size: prompts decoded together; memory grows with it times the number of thresholds.
         kv_policy: how keys and values of skipped layers come to be.
         p_value, procedure: names in :mod:`lit_eff.calibration.procedures`.
-        seed: of the choice among a split's documents.
 
     Raises:
         UserError: naming the setting that is out of range.
@@ -52,7 +51,6 @@ class CalibrationConfig:
     kv_policy: Literal["deferred"] = "deferred"
     p_value: str = "hoeffding_bentkus"
     procedure: str = "fixed_sequence"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         check_levels(self.delta, self.epsilon)

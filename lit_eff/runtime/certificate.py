@@ -106,7 +106,7 @@ class Certificate(_Strict):
         batch_rule: ``per_sequence``: what a sequence does depends on its own tokens only.
         prompt_length, continuation_length: tokens.
         calibration, test: the same quantities on two disjoint splits; only the first was used to select.
-        train_sha256: hash of the training split, where the checkpoint tells it.
+        train_sha256: hash of the training split; ``None``: not known to be disjoint from the other two.
         weights_sha256, tokenizer_sha256: of the model this was measured on.
     """
 
@@ -192,11 +192,10 @@ class Certificate(_Strict):
                 f"all {layers} layers."
             )
         return (
-            f"With probability at least {1 - self.epsilon:.4g} over the draw of the calibration data, exiting "
-            f"early changes at most {self.delta:.4g} of a {setting}, in expectation, from the full model's "
-            f"greedy one ({how}); on {self.test.sequences:,} test sequences it changed {self.test.risk:.3f} "
-            f"and used "
-            f"{self.test.layers_per_token:.2f} of {layers} layers per token."
+            f"With probability at least {1 - self.epsilon:.4g} over the draw of the calibration data, "
+            f"exiting early changes at most {self.delta:.4g} of a {setting}, in expectation, from the full model's "
+            f"greedy one ({how}); on {self.test.sequences:,} test sequences it changed {self.test.risk:.3f}, "
+            f"with {self.test.layers_per_token:.2f} of {layers} layers per token."
         )
 
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,227 @@
+"""The calibrate job: measure a grid of exit thresholds on free-running text, certify, and measure again.
+
+The loss of a sequence is the share of its continuation's tokens that differ from the full model's greedy
+continuation (textual consistency, Schuster et al. 2022, section 4). It is measured on what the exits really
+generate, each token following the tokens before it, so an early mistake counts for all it leads to.
+
+Shapes: B sequences, K candidate thresholds, N continuation tokens, P prompt tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.procedures import LttResult, learn_then_test, sequences_needed
+from lit_eff.decoding.batched import Continuations, generate_with_exits
+from lit_eff.errors import UserError
+from lit_eff.models.checkpoint import LoadedCheckpoint
+from lit_eff.models.transformer import Transformer
+from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
+from lit_eff.runtime.exit_rule import ExitRule
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
+
+
+def take_prompts(
+    documents: Iterable[ArrayLike], *, split: str, count: int, length: int, exclude: Iterable[Ints] = ()
+) -> Ints:
+    """The first ``length`` tokens of the first ``count`` documents that are long enough, int64 ``(B, P)``.
+
+    One prompt a document keeps the sequences independent. The order of ``documents`` must not depend on what
+    is in them; a DataModule's ``documents`` come in a random order. Prompts in ``exclude`` are passed over:
+    different documents may begin alike.
+
+    Raises:
+        UserError: the split has too few such documents.
+    """
+    prompts: list[Ints] = []
+    excluded = {prompt_P.tobytes() for prompt_P in exclude}
+    for document in documents:
+        tokens_P = np.asarray(document, np.int64)[:length]
+        if len(tokens_P) == length and tokens_P.tobytes() not in excluded:
+            prompts.append(tokens_P)
+        if len(prompts) == count:
+            return np.stack(prompts)
+    raise UserError(
+        f"the {split} split has {len(prompts)} documents of at least {length} tokens; {count} are asked for; "
+        "lower calibration.sequences, calibration.test_sequences or calibration.prompt_length, or raise the "
+        f"split's share in data.splits.{split}"
+    )
+
+
+def check_sequences(config: CalibrationConfig, sequences: int) -> None:
+    """Refuse a calibration that could certify nothing even if early exits never changed a token.
+
+    Raises:
+        UserError: with the number of sequences that could.
+    """
+    needed = sequences_needed(config.delta, config.epsilon, config.p_value)
+    if sequences < needed:
+        raise UserError(
+            f"{sequences} calibration sequences can certify nothing at delta {config.delta:g} and epsilon "
+            f"{config.epsilon:g}, even without a single error: at least {needed} are needed; raise "
+            "calibration.sequences, delta or epsilon"
+        )
+
+
+def calibrate(
+    loaded: LoadedCheckpoint,
+    calibration_prompts: ArrayLike,
+    test_prompts: ArrayLike,
+    config: CalibrationConfig,
+    *,
+    split_hashes: Mapping[str, str],
+    progress: Progress | None = None,
+) -> Certificate:
+    """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
+
+    Args:
+        calibration_prompts, test_prompts: token ids ``(B, config.prompt_length)``, from disjoint documents.
+        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
+
+    Returns:
+        The certificate. ``selected`` is ``None``, and its rule never exits, where nothing could be certified.
+
+    Raises:
+        UserError: too few sequences (with the number needed), splits or prompts that are not disjoint,
+            prompts of another length, or a model without early exits.
+    """
+    model, exit_layers = loaded.model, loaded.model.config.exit_layers
+    if model.config.labels or not model.config.causal:
+        raise UserError("token disagreement needs a causal language model; this checkpoint is another kind")
+    if len(exit_layers) == 1:
+        raise UserError("this model has no early exits to calibrate; train it with exits.layers set")
+    prompts = _check_prompts(calibration_prompts, config, "calibration")
+    held_out = _check_prompts(test_prompts, config, "test")
+    check_sequences(config, len(prompts))
+    seen = {prompt.tobytes() for prompt in prompts}
+    if split_hashes["calibration"] == split_hashes["test"] or any(p.tobytes() in seen for p in held_out):
+        raise UserError(
+            "the calibration and test prompts are not disjoint; take them from the two splits of one corpus"
+        )
+
+    rules = [_shared_rule(threshold, config, len(exit_layers)) for threshold in config.thresholds]
+    runs = _run(model, prompts, rules, config, progress, "calibration")
+    risk_BK = token_disagreement(runs.tokens_KBN)[:, 1:]
+    result = learn_then_test(
+        risk_BK,
+        delta=config.delta,
+        epsilon=config.epsilon,
+        p_value=config.p_value,
+        procedure=config.procedure,
+    )
+    selected = None if result.selected is None else config.thresholds[result.selected]
+    rule = _shared_rule(selected, config, len(exit_layers))
+    test_runs = _run(model, held_out, [rule], config, progress, "test")
+
+    # Rule 0 of a run is the full model, and so is "never exit".
+    column = 0 if result.selected is None else result.selected + 1
+    trained_on = (loaded.metadata.get("split_hashes") or {}).get("train")
+    return Certificate(
+        delta=config.delta,
+        epsilon=config.epsilon,
+        procedure=config.procedure,
+        p_value=config.p_value,
+        candidates=_candidates(config, risk_BK, result, runs, exit_layers),
+        selected=result.selected,
+        exit_layers=exit_layers,
+        thresholds=rule.thresholds,
+        measure=config.measure,
+        decay=config.decay,
+        horizon=rule.horizon,
+        kv_policy=config.kv_policy,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        prompt_length=config.prompt_length,
+        continuation_length=config.continuation_length,
+        calibration=_measured(runs, column, exit_layers, split_hashes["calibration"]),
+        test=_measured(test_runs, 1, exit_layers, split_hashes["test"]),
+        # Only data split as it was in training is known not to hold documents the model was trained on.
+        train_sha256=trained_on if trained_on == split_hashes.get("train") else None,
+        weights_sha256=loaded.weights_sha256,
+        tokenizer_sha256=tokenizer_sha256(loaded.tokenizer_json),
+    )
+
+
+def _check_prompts(prompts: ArrayLike, config: CalibrationConfig, split: str) -> Ints:
+    tokens_BP = np.ascontiguousarray(prompts, np.int64)
+    if tokens_BP.ndim != 2 or not len(tokens_BP) or tokens_BP.shape[1] != config.prompt_length:
+        raise UserError(
+            f"the {split} prompts have shape {tokens_BP.shape}; expected (sequences, {config.prompt_length})"
+        )
+    return tokens_BP
+
+
+def _shared_rule(threshold: float | None, config: CalibrationConfig, exits: int) -> ExitRule:
+    return ExitRule(
+        measure=config.measure,
+        thresholds=(threshold,) * (exits - 1),
+        decay=config.decay,
+        horizon=config.continuation_length,
+    )
+
+
+def token_disagreement(tokens_KBN: Ints) -> Floats:
+    """Share of tokens that differ from those of rule 0, the full model: float64 ``(B, K)``, in [0, 1]."""
+    return np.asarray((tokens_KBN != tokens_KBN[0]).mean(axis=2).T)
+
+
+def _run(
+    model: Transformer,
+    prompts_BP: Ints,
+    rules: list[ExitRule],
+    config: CalibrationConfig,
+    progress: Progress | None,
+    stage: str,
+) -> Continuations:
+    """What the full model and then each rule generate."""
+    return generate_with_exits(
+        model,
+        prompts_BP.tolist(),
+        config.continuation_length,
+        [ExitRule(measure=config.measure), *rules],
+        batch_size=config.batch_size,
+        progress=None if progress is None else partial(progress, stage),
+    )
+
+
+def _candidates(
+    config: CalibrationConfig,
+    risk_BK: Floats,
+    result: LttResult,
+    runs: Continuations,
+    exit_layers: Sequence[int],
+) -> tuple[Candidate, ...]:
+    layers_K = np.asarray(exit_layers)[runs.exits_KBN[1:]].mean(axis=(1, 2))
+    columns = zip(
+        config.thresholds, risk_BK.mean(axis=0), result.p_values, result.rejected, layers_K, strict=True
+    )
+    return tuple(
+        Candidate(
+            threshold=float(threshold),
+            risk=float(risk),
+            p_value=float(p_value),
+            certified=bool(rejected),
+            layers_per_token=float(layers),
+        )
+        for threshold, risk, p_value, rejected, layers in columns
+    )
+
+
+def _measured(runs: Continuations, k: int, exit_layers: Sequence[int], split_sha256: str) -> Measured:
+    layers_BN = np.asarray(exit_layers)[runs.exits_KBN[k]]
+    # A token's deep layers run once some later token goes deep: the running maximum from the right.
+    computed_BN = np.maximum.accumulate(layers_BN[:, ::-1], axis=1)
+    return Measured(
+        split_sha256=split_sha256,
+        sequences=len(layers_BN),
+        risk=float(token_disagreement(runs.tokens_KBN)[:, k].mean()),
+        layers_per_token=float(layers_BN.mean()),
+        computed_layers_per_token=float(computed_BN.mean()),
+    )

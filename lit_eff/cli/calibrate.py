@@ -1,0 +1,124 @@
+"""``lit-eff calibrate``: certify exit thresholds on a checkpoint; writes ``exits.json`` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from lit_eff.calibration import job
+from lit_eff.cli.arguments import Parser
+from lit_eff.errors import UserError
+from lit_eff.runtime.certificate import Certificate
+
+if TYPE_CHECKING:
+    from lit_eff.cli.compose import Recipe
+
+CERTIFICATE = "exits.json"
+
+
+def main(argv: list[str]) -> int:
+    """Calibrate and print the guarantee; with ``--json`` the certificate's content."""
+    parser = _parser()
+    if "--help" in argv or "-h" in argv:
+        parser.print_help()
+        return 0
+    from lit_eff.cli.lightning import recipe_of, split_arguments  # Lightning takes seconds to import
+
+    config, overrides, rest = split_arguments(argv)
+    options = parser.parse(rest)
+    recipe = recipe_of(config, overrides, ["--ckpt_path", str(options.ckpt_path)])
+    output = options.output or options.ckpt_path.parent / CERTIFICATE
+    certificate = calibrate_checkpoint(options.ckpt_path, recipe, output)
+    if options.json:
+        print(json.dumps({"certificate": str(output), **certificate.model_dump(mode="json")}, indent=2))
+    else:
+        print(f"{certificate.sentence()}\n{output} (the grid and its p-values: {output.with_suffix('.md')})")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="lit-eff calibrate",
+        description=__doc__,
+        usage="%(prog)s --ckpt_path CKPT [options] [calibration.delta=0.1 ...]",
+        epilog="group=choice and a.b=1 change the recipe.",
+    )
+    add = parser.add_argument
+    add("--ckpt_path", type=Path, required=True, metavar="CKPT", help="a checkpoint of `lit-eff fit`")
+    add("--config", metavar="RECIPE", help="its data and calibration sections; default: the checkpoint's own")
+    add("--output", type=Path, metavar="FILE", help=f"default: {CERTIFICATE} beside the checkpoint")
+    add("--json", action="store_true", help="print the certificate as JSON")
+    return parser
+
+
+def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certificate:
+    """Calibrate a checkpoint on the recipe's data; writes the certificate, its summary and plots.
+
+    The summary is a Markdown file beside ``output``; the plots go to the run's TensorBoard folder.
+
+    Raises:
+        UserError: for anything wrong with the checkpoint, the recipe or the data; nothing is written then.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    from lit_eff.calibration.report import write_markdown, write_tensorboard
+    from lit_eff.cli.lightning import instantiate_data, typed_section
+    from lit_eff.data import LanguageModelData
+    from lit_eff.models.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(ckpt_path)
+    config = typed_section(recipe, "calibration")
+    job.check_sequences(config, config.sequences)  # before any time is spent
+    data = instantiate_data(recipe)
+    if not isinstance(data, LanguageModelData):
+        raise UserError(
+            f"calibrate needs text data (LanguageModelData); the recipe has {type(data).__name__}"
+        )
+    if data.tokenizer_json != loaded.tokenizer_json:
+        raise UserError("the recipe's data makes another tokenizer than the checkpoint was trained with")
+    length = config.prompt_length
+    prompts = job.take_prompts(
+        data.documents("calibration"), split="calibration", count=config.sequences, length=length
+    )
+    held_out = job.take_prompts(
+        data.documents("test"), split="test", count=config.test_sequences, length=length, exclude=prompts
+    )
+    with _bars() as progress:
+        certificate = job.calibrate(
+            loaded, prompts, held_out, config, split_hashes=data.split_hashes, progress=progress
+        )
+    if certificate.train_sha256 is None:
+        Console(stderr=True).print(
+            "[yellow]warning:[/] this data is not split as it was in training, so the model may have been "
+            "trained on calibration documents; the guarantee then does not extend to unseen text"
+        )
+    certificate.save(output)
+    write_markdown(certificate, output.with_suffix(".md"))
+    writer = SummaryWriter(_run_folder(ckpt_path))
+    write_tensorboard(certificate, writer)
+    writer.close()
+    return certificate
+
+
+def _run_folder(ckpt_path: Path) -> Path:
+    return ckpt_path.parent.parent if ckpt_path.parent.name == "checkpoints" else ckpt_path.parent
+
+
+@contextmanager
+def _bars() -> Iterator[job.Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{stage} sequences", total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield progress
