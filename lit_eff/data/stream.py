@@ -147,9 +147,8 @@ class EvaluationBatches:
         return -(-self._count // (self._batch_size * self._world_size))
 
     def __iter__(self) -> Iterator[Batch]:
+        padding = len(self._examples)
         for k in range(len(self)):
             first = (k * self._world_size + self._rank) * self._batch_size
-            indices = range(first, min(first + self._batch_size, self._count)) or range(
-                self._count, self._count + 1
-            )
+            indices = range(first, min(first + self._batch_size, self._count)) or [padding]
             yield self._examples.batch([(0, index) for index in indices])
