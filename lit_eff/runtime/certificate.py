@@ -182,20 +182,20 @@ class Certificate(_Strict):
 
     def sentence(self) -> str:
         """The guarantee in one plain sentence."""
-        layers = self.exit_layers[-1]
-        setting = f"{self.continuation_length}-token continuation of a {self.prompt_length}-token prompt"
-        how = f"{self.procedure}, {self.p_value}, {self.calibration.sequences:,} sequences".replace("_", "-")
+        layers, calibrated, tested = self.exit_layers[-1], self.calibration, self.test
+        confidence, share = f"{100 * (1 - self.epsilon):.4g}%", f"{100 * self.delta:.4g}%"
+        tokens = f"the {self.continuation_length} tokens after a {self.prompt_length}-token prompt"
+        how = f"{self.procedure}, {self.p_value}, {calibrated.sequences:,} sequences".replace("_", "-")
         if self.selected is None:
             return (
-                f"No exit threshold could be certified to change at most {self.delta:.4g} of a {setting}, in "
-                f"expectation, with probability at least {1 - self.epsilon:.4g} ({how}), so every token runs "
-                f"all {layers} layers."
+                f"No exit threshold could be certified, with probability {confidence}, to change on average at "
+                f"most {share} of {tokens} ({how}), so every token runs all {layers} layers."
             )
         return (
-            f"With probability at least {1 - self.epsilon:.4g} over the draw of the calibration data, "
-            f"exiting early changes at most {self.delta:.4g} of a {setting}, in expectation, from the full model's "
-            f"greedy one ({how}); on {self.test.sequences:,} test sequences it changed {self.test.risk:.3f}, "
-            f"with {self.test.layers_per_token:.2f} of {layers} layers per token."
+            f"With probability at least {confidence} over the calibration data, exiting early changes on "
+            f"average at most {share} of {tokens} from the full model's greedy ones ({how}); on "
+            f"{tested.sequences:,} test sequences it changed {100 * tested.risk:.1f}% and launched "
+            f"{tested.layers_per_token:.2f} of {layers} layers per token."
         )
 
     def save(self, path: str | Path) -> None:

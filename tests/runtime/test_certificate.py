@@ -91,7 +91,7 @@ def test_exit_rule_carries_measure_thresholds_and_schedule() -> None:
 
 def test_sentence_says_what_was_promised_and_what_was_measured() -> None:
     text = certificate().sentence()
-    for part in ("0.95", "0.25", "16-token", "32-token", "300 sequences", "0.210", "5.12 of 8 layers"):
+    for part in ("95%", "25% of the 16 tokens", "32-token", "300 sequences", "21.0%", "5.12 of 8 layers"):
         assert part in text
     assert text.endswith("per token.")
     assert ". " not in text
