@@ -188,8 +188,8 @@ class Certificate(_Strict):
         how = f"{self.procedure}, {self.p_value}, {calibrated.sequences:,} sequences".replace("_", "-")
         if self.selected is None:
             return (
-                f"No exit threshold could be certified, with probability {confidence}, to change on average at "
-                f"most {share} of {tokens} ({how}), so every token runs all {layers} layers."
+                f"No exit threshold could be certified, with probability {confidence}, to change on average "
+                f"at most {share} of {tokens} ({how}), so every token runs all {layers} layers."
             )
         return (
             f"With probability at least {confidence} over the calibration data, exiting early changes on "
