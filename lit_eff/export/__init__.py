@@ -1,0 +1,1 @@
+"""Writes bundles: ONNX segments, safetensors, Hugging Face folders."""
