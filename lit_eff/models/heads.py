@@ -20,11 +20,12 @@ class HeadTransform(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.model_dim, config.model_dim)
         self.norm = None if config.labels else make_norm(config)
+        self.approximate = "tanh" if config.mlp == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is None:
             return torch.tanh(self.dense(x))
-        out: Tensor = self.norm(F.gelu(self.dense(x)))
+        out: Tensor = self.norm(F.gelu(self.dense(x), approximate=self.approximate))
         return out
 
 

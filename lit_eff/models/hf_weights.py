@@ -147,22 +147,21 @@ def canonical(family: str, name: str) -> str:
 def from_theirs(
     rules: list[Rule], theirs: Mapping[str, Tensor], family: str, source: str
 ) -> dict[str, Tensor]:
-    """Our state dict (exit heads included if theirs holds them).
+    """Our state dict (exit heads included if theirs holds them), from theirs under :func:`canonical` names.
 
     Raises:
         UserError: a tensor of theirs is missing, or one is left over that the model does not have.
     """
-    named = {canonical(family, name): tensor for name, tensor in theirs.items()}
     found: dict[str, Tensor] = {}
     used: set[str] = set()
     for rule in rules:
-        missing = [name for name in rule.theirs if name not in named]
+        missing = [name for name in rule.theirs if name not in theirs]
         if missing:
             raise UserError(f"{source}: tensor {missing[0]} is missing; expected a {family} model")
-        parts = [named[name].T if rule.transpose else named[name] for name in rule.theirs]
+        parts = [theirs[name].T if rule.transpose else theirs[name] for name in rule.theirs]
         found[rule.ours] = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
         used.update(rule.theirs)
-    for name, tensor in named.items():
+    for name, tensor in theirs.items():
         if name.startswith(OUR_PREFIX):
             found[name.removeprefix(OUR_PREFIX)] = tensor
         elif name not in used and not name.endswith(IGNORED):

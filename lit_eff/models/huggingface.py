@@ -20,7 +20,7 @@ from lit_eff.models.checkpoint import model_from_state
 from lit_eff.models.config import AttentionBackend, ExitConfig, ModelConfig
 from lit_eff.models.heads import Head
 from lit_eff.models.hf_config import Task, config_from_hf, config_to_hf, family_of
-from lit_eff.models.hf_weights import EXIT_HEADS, from_theirs, rules, to_theirs
+from lit_eff.models.hf_weights import EXIT_HEADS, canonical, from_theirs, rules, to_theirs
 from lit_eff.models.layers import init_weights
 from lit_eff.models.transformer import Transformer
 
@@ -50,6 +50,7 @@ def from_hf(
     """
     hf, theirs, name = _open(source)
     family = str(hf.get("model_type"))
+    theirs = {canonical(family, key): tensor for key, tensor in theirs.items()}
     config = config_from_hf(hf, "lm" if labels else _task(hf, name))
     recorded = _recorded_exits(hf)
     config = replace(config, exits=exits if exits is not None else recorded)

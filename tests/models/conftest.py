@@ -13,7 +13,7 @@ VOCABULARY = 61
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"kv_heads": 2, "tied": False},
-    "qwen": {"kv_heads": 2, "qkv_bias": True, "qk_norm": True},
+    "qwen": {"kv_heads": 2, "qk_norm": True},
     "gpt2": {
         "norm": "layer",
         "positions": "learned",
@@ -28,6 +28,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "positions": "learned",
         "mlp": "gelu",
         "qkv_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
         "causal": False,
         "token_types": 2,
         "embedding_norm": True,
@@ -39,7 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def make_model() -> Callable[..., Transformer]:
-    """``make_model(family, exits=(1, 2), head="shared", **settings)``: 3 layers, weights large enough to matter."""
+    """``make_model(family, exits=(1, 2), head="shared", **settings)``: 3 layers, and weights that matter."""
 
     def make(
         family: str = "llama", exits: tuple[int, ...] = (1, 2), head: str = "shared", **settings: Any
@@ -54,7 +56,7 @@ def make_model() -> Callable[..., Transformer]:
     return make
 
 
-@pytest.fixture
-def tokens_BT() -> torch.Tensor:
+@pytest.fixture(name="tokens_BT")
+def some_tokens() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, VOCABULARY, (3, 20), generator=generator)

@@ -45,7 +45,9 @@ ONE_EACH = torch.tensor([[0] * 9, [4] * 9])
 
 @pytest.mark.parametrize("segments", [True, False])
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-@pytest.mark.parametrize("documents", [None, PACKED, RETURNING, ONE_EACH], ids=["none", "packed", "back", "one"])
+@pytest.mark.parametrize(
+    "documents", [None, PACKED, RETURNING, ONE_EACH], ids=["none", "packed", "back", "one"]
+)
 @pytest.mark.parametrize("settings", [{}, {"causal": False}, {"window": 3}, {"window": 5}, {"window": 50}])
 def test_masks_against_pairs(monkeypatch, settings, documents, backend, segments):
     monkeypatch.setattr(attention_backend, "SEGMENT_WORTHWHILE", 0 if segments else 10**9)
@@ -79,7 +81,9 @@ def test_cache_masks_against_pairs(backend, window):
 def test_softcap_against_pairs():
     q, k, v = random_qkv()
     model = config(attention_softcap=0.7)
-    plan = plan_attention(model, choose_backend(model, "cpu").name, torch.zeros(2, 9, 32, dtype=torch.float64))
+    plan = plan_attention(
+        model, choose_backend(model, "cpu").name, torch.zeros(2, 9, 32, dtype=torch.float64)
+    )
     expected = by_pairs(q, k, v, lambda b, t, s: s <= t, softcap=0.7)
     torch.testing.assert_close(attend(q, k, v, plan), expected, rtol=1e-10, atol=1e-12)
 
@@ -113,7 +117,7 @@ def test_choices_and_their_reasons():
     assert capped.name == "reference"
     assert "softcap" in capped.reason
     assert choose_backend(config(), "cpu", "reference").reason == "asked for"
-    with pytest.raises(UserError, match="'sdpa' cannot run here: .*softcap"):
+    with pytest.raises(UserError, match=r"'sdpa' cannot run here: .*softcap"):
         choose_backend(config(attention_softcap=3.0), "cpu", "sdpa")
     with pytest.raises(UserError, match="did you mean 'triton'"):
         choose_backend(config(), "cpu", "tritn")  # type: ignore[arg-type]
@@ -123,7 +127,7 @@ def test_choices_and_their_reasons():
 def test_triton_is_refused_without_cuda(make_model):
     if attention_backend.supports("cpu", head_dim=32):
         pytest.skip("Triton's interpreter is on")
-    with pytest.raises(UserError, match="'triton' cannot run here: .*CUDA"):
+    with pytest.raises(UserError, match=r"'triton' cannot run here: .*CUDA"):
         make_model(attention_backend="triton", model_dim=64)
 
 

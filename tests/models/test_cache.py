@@ -12,7 +12,9 @@ def cache_for(model, batch, capacity=24):
     return KVCache(model.config, batch, capacity, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("settings", [{}, {"window": 4}, {"attention_softcap": 2.0}], ids=["full", "window", "cap"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"window": 4}, {"attention_softcap": 2.0}], ids=["full", "window", "cap"]
+)
 @pytest.mark.parametrize("family", ["llama", "qwen", "gpt2"])
 def test_decoding_equals_the_full_forward(make_model, tokens_BT, family, settings):
     """A prefill of ragged prompts, then one token at a time: each row as if it were alone."""

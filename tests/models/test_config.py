@@ -40,7 +40,7 @@ def test_bad_settings_are_named(settings, words):
 
 
 def test_model_dim_must_divide():
-    with pytest.raises(UserError, match="not a multiple of model.heads 5"):
+    with pytest.raises(UserError, match=r"not a multiple of model\.heads 5"):
         ModelConfig(vocab_size=10, model_dim=32, heads=5)
 
 

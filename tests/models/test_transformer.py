@@ -68,14 +68,19 @@ def test_head_parts_make_the_logits(make_model, tokens_BT, family, head):
         ("shared", set()),
         ("norm", {"norm.weight"}),
         ("linear", {"norm.weight", "output.weight"}),
-        ("mlp", {"norm.weight", "block.norm.weight", *(f"block.mlp.{m}.weight" for m in ("gate", "up", "down"))}),
+        (
+            "mlp",
+            {"norm.weight", "block.norm.weight", *(f"block.mlp.{m}.weight" for m in ("gate", "up", "down"))},
+        ),
     ],
 )
 def test_gradients_of_an_exit_reach_its_own_head_and_what_it_shares(make_model, tokens_BT, head, own):
     model = make_model(head=head)
     model.logits(model(tokens_BT)[0], 0).square().mean().backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert {name for name in touched if name.startswith("exit_heads.0.")} == {f"exit_heads.0.{n}" for n in own}
+    assert {name for name in touched if name.startswith("exit_heads.0.")} == {
+        f"exit_heads.0.{n}" for n in own
+    }
     assert not any(name.startswith(("exit_heads.1.", "blocks.1.", "blocks.2.")) for name in touched)
     assert any(name.startswith("blocks.0.") for name in touched)
     assert ("head.norm.weight" in touched) == (head == "shared")
@@ -166,14 +171,16 @@ def test_too_long_for_learned_positions(make_model):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("labels", [0, 3])
 def test_operations_match_a_counter(make_model, tokens_BT, head, labels):
-    """Against torch's counter on the reference attention, which multiplies every pair as an encoder sees it."""
+    """Against torch's counter on the reference attention, which multiplies every pair, as an encoder must."""
     settings = {"labels": labels, "pooler": True, "pooling": "first"} if labels else {}
     model = make_model("bert", head=head, attention_backend="reference", **settings)
     for exits in ([0], [0, 2]):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             for exit_index, hidden in zip(exits, model(tokens_BT, exits=exits), strict=True):
                 model.logits(hidden, exit_index)
-        assert model.flops_per_token(20, exits) * tokens_BT.numel() == pytest.approx(counter.get_total_flops())
+        assert model.flops_per_token(20, exits) * tokens_BT.numel() == pytest.approx(
+            counter.get_total_flops()
+        )
 
 
 def test_causal_and_windowed_operations(make_model):
