@@ -1,0 +1,1 @@
+"""Training on several processes: FSDP2 sharding, its strategy, and checkpoints that are whole or absent."""
