@@ -120,6 +120,9 @@ def check_request(runner: SegmentRunner, request: GenerateRequest) -> None:
         )
     if request.max_tokens < 1:
         raise UserError(f"max_tokens is {request.max_tokens}; expected at least 1")
+    highest = max(request.sampling.logit_bias, default=0)
+    if highest >= runner.vocab_size:
+        raise UserError(f"logit_bias names token {highest}; the vocabulary has {runner.vocab_size} tokens")
     if request.mode not in MODES:
         raise UserError(f"unknown mode {request.mode!r}{nearest(request.mode, MODES)}")
     if request.mode == "lossless":

@@ -36,7 +36,7 @@ class SamplingParams:
             multiplied where negative (Keskar et al. 2019); 1 is off.
         presence_penalty, frequency_penalty: subtracted once, and once per occurrence, from the logits of
             tokens in the output (OpenAI); 0 is off.
-        logit_bias: added to the logits of single tokens.
+        logit_bias: added to the logits of single tokens of the vocabulary.
 
     Raises:
         UserError: naming the parameter that is out of range.
@@ -62,6 +62,7 @@ class SamplingParams:
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number (1 is off)"),
             ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number (0 is off)"),
             ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number (0 is off)"),
+            ("logit_bias", min(self.logit_bias, default=0) >= 0, "token ids of at least 0"),
         )
         for name, valid, expected in ranges:
             if not valid:
@@ -90,13 +91,11 @@ def processed_logits(logits_V: NDArray[Any], params: SamplingParams, history: Hi
     """Logits ``(V,)`` after bias and penalties; the input itself, in its own type, when nothing is set.
 
     Raises:
-        UserError: when the largest logit is not finite, or a bias names a token outside the vocabulary.
+        UserError: when the largest logit is not finite.
     """
     if params.logit_bias or params.reads_history:
         logits_V = logits_V.astype(np.float64)
         for token, bias in params.logit_bias.items():
-            if not 0 <= token < len(logits_V):
-                raise UserError(f"logit_bias names token {token}; the vocabulary has {len(logits_V)} tokens")
             logits_V[token] += bias
     if params.reads_history:
         output = np.asarray(history.output, np.int64)

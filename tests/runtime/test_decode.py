@@ -248,6 +248,7 @@ def test_closing_the_iterator_ends_the_work() -> None:
         ({"prompt_tokens": (7,)}, "token 7"),
         ({"prompt_tokens": (1,) * 24}, "at most 23"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"sampling": SamplingParams(logit_bias={7: 1.0})}, "logit_bias names token 7"),
         ({"mode": "losless"}, "did you mean 'lossless'"),
         ({"mode": "lossless", "draft_exit": 2}, "expected 0 to 1"),
         ({"mode": "lossless", "draft_length": -1}, "draft_length is -1"),

@@ -96,6 +96,7 @@ def test_penalties_and_bias() -> None:
         ({"seed": -1}, "seed is -1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"frequency_penalty": float("inf")}, "frequency_penalty is inf"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias is"),
     ],
 )
 def test_bad_parameters_are_named(settings: dict, named: str) -> None:
@@ -106,8 +107,6 @@ def test_bad_parameters_are_named(settings: dict, named: str) -> None:
 def test_broken_logits_are_refused() -> None:
     with pytest.raises(UserError, match="nan"):
         target_distribution(np.array([0.0, np.nan], np.float32), SamplingParams(temperature=1.0))
-    with pytest.raises(UserError, match="token 9"):
-        greedy_token(np.zeros(3, np.float32), SamplingParams(logit_bias={9: 1.0}))
 
 
 def test_draw_never_returns_a_token_of_no_weight() -> None:

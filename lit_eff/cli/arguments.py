@@ -1,0 +1,32 @@
+"""argparse with the toolkit's manners: a bad argument is one line that names the nearest option."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lit_eff.errors import UserError, nearest
+
+UNCERTIFIED_HELP = (
+    "exit thresholds set by hand, without any guarantee, for mode certified: "
+    "0.8 for every exit, or one per exit as in never,0.8,0.6"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are :class:`UserError`; options are never abbreviated."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Raises UserError for an unknown option or a value of the wrong type."""
+        options, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            raise UserError(f"unknown option {name!r}{nearest(name, self._option_string_actions)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")

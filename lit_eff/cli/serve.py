@@ -1,0 +1,53 @@
+"""``lit-eff serve``: an OpenAI-compatible server over a bundle."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from lit_eff.cli.arguments import UNCERTIFIED_HELP, Parser
+from lit_eff.runtime.text import TextEngine
+from lit_eff.serving.config import ServeConfig
+from lit_eff.serving.server import listen, make_server
+
+
+def main(argv: list[str]) -> int:
+    """Serve until interrupted; exit code 0 then."""
+    options = vars(_parser().parse(argv))
+    bundle, uncertified = options.pop("bundle"), options.pop("uncertified")
+    config = ServeConfig(**options)
+    notes = Console(stderr=True, highlight=False, markup=False)
+    with listen(config) as listener:
+        with notes.status(f"Opening {bundle}"):
+            engine = TextEngine.open(bundle, threads=config.threads, uncertified=uncertified)
+        name = config.model_name or engine.name
+        address = f"http://{config.host}:{listener.getsockname()[1]}"
+        notes.print(f"Serving {name!r} at {address}/v1/completions (also /v1/models, /health, /metrics).")
+        notes.print(_certified_sentence(engine))
+        try:
+            make_server(engine, config).run(sockets=[listener])
+        except KeyboardInterrupt:  # raised again after the graceful shutdown: the usual way to stop
+            notes.print("Stopped.")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="lit-eff serve", description=__doc__)
+    defaults = ServeConfig()
+    add = parser.add_argument
+    add("--bundle", required=True, metavar="DIR", help="a folder that `lit-eff export` wrote")
+    add("--host", default=defaults.host, help=f"where to listen (default {defaults.host})")
+    add("--port", type=int, default=defaults.port, help=f"0 takes a free one (default {defaults.port})")
+    add("--model-name", metavar="NAME", help="what clients call the model; default: the folder's name")
+    add("--threads", type=int, metavar="N", help="of the engine; default: one per core")
+    add("--max-active", type=int, default=defaults.max_active, metavar="N", help="requests that take turns")
+    add("--max-waiting", type=int, default=defaults.max_waiting, metavar="N", help="requests that may wait")
+    add("--uncertified", metavar="THRESHOLDS", help=UNCERTIFIED_HELP)
+    return parser
+
+
+def _certified_sentence(engine: TextEngine) -> str:
+    if engine.uncertified is not None:
+        return "Mode certified runs with thresholds set by hand: nothing is guaranteed."
+    if engine.certificate is None:
+        return "Mode certified is off: the bundle has no certificate."
+    return f"Mode certified: {engine.certificate.sentence()}"
