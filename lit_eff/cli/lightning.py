@@ -1,0 +1,200 @@
+"""``lit-eff fit|validate|test|predict``: a recipe, composed by Hydra, run by LightningCLI.
+
+``group=choice`` and ``a.b=1`` go to Hydra; ``--a.b 1`` goes to jsonargparse and wins.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+from jsonargparse import Namespace as ParsedNamespace
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.cli.compose import Recipe, compose, is_override
+from lit_eff.cli.explain import explain, option_names
+from lit_eff.errors import UserError
+from lit_eff.export.config import ExportConfig
+from lit_eff.files import atomic_path
+from lit_eff.models.config import ExitConfig
+from lit_eff.profiling.config import ProfileConfig
+from lit_eff.runtime.decoding_config import DecodingConfig
+from lit_eff.serving.config import ServeConfig
+from lit_eff.training.callbacks.artifacts import RunArtifacts, git_commit
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+# Sections of a recipe beside Lightning's own; each later command reads one.
+SECTIONS: dict[str, type] = {
+    "exits": ExitConfig,
+    "calibration": CalibrationConfig,
+    "decoding": DecodingConfig,
+    "export": ExportConfig,
+    "serve": ServeConfig,
+    "profile": ProfileConfig,
+}
+
+
+class _OneLineParser(LightningArgumentParser):
+    """Reports an error as one line that names the key and the nearest valid ones."""
+
+    recipe: Recipe | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Abbreviated options would let a typo through: --calibration.delt would set delta.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        values = self.recipe.values if self.recipe else {}
+        raise UserError(explain(message, set(option_names(self)), values)) from None
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's replayable ``config.yaml``, whole or not at all."""
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and trainer.log_dir is not None:
+            with atomic_path(Path(trainer.log_dir) / "config.yaml") as temporary:
+                self.parser.save(self.config, temporary, skip_none=False, multifile=False)
+
+
+class LitEffCLI(LightningCLI):
+    """LightningCLI with the recipe's own sections typed beside the trainer, model and data."""
+
+    def __init__(self, recipe: Recipe, args: list[str], *, run: bool = True) -> None:
+        self.recipe = recipe
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=_OneLineParser,
+            # A separate optimizer built by the CLI would be built before FSDP2 shards and train nothing.
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            args=args,
+            run=run,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        assert isinstance(parser, _OneLineParser)
+        parser.recipe = self.recipe
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default=self.recipe.name, help="Name of the run's folder.")
+        for name, section in SECTIONS.items():
+            parser.add_argument(f"--{name}", type=section, default=section())
+        parser.link_arguments("exits", "model.init_args.config.exits")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(
+            RunArtifacts(
+                recipe=self.recipe.values,
+                recipe_name=self.recipe.name,
+                overrides=list(self.recipe.overrides),
+                git_commit=git_commit(),
+            )
+        )
+        return trainer
+
+
+def split_arguments(argv: list[str]) -> tuple[str | None, list[str], list[str]]:
+    """Separate ``--config RECIPE``, Hydra's words and the rest (jsonargparse's), in that order."""
+    config: str | None = None
+    overrides: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in ("--config", "-c"):
+            config = next(words, None)
+            if config is None:
+                raise UserError("--config needs a value: a recipe's path or the name of a packaged one")
+        elif word.startswith("--config="):
+            config = word.partition("=")[2]
+        elif is_override(word):
+            overrides.append(word)
+        else:
+            rest.append(word)
+            if word.startswith("--") and "=" not in word:  # its value may look like an override
+                value = next(words, None)
+                rest.extend([value] if value is not None else [])
+    return config, overrides, rest
+
+
+def recipe_of(config: str | None, overrides: list[str], rest: list[str]) -> Recipe:
+    """The recipe asked for or, without ``--config``, the one stored in ``--ckpt_path``."""
+    if config is not None:
+        return compose(config, overrides)
+    if "--ckpt_path" in rest[:-1]:
+        return recipe_of_checkpoint(rest[rest.index("--ckpt_path") + 1], overrides)
+    raise UserError("no recipe: pass --config with a recipe's path or name (see lit-eff recipes)")
+
+
+def recipe_of_checkpoint(ckpt_path: str | Path, overrides: list[str]) -> Recipe:
+    """The recipe a checkpoint was trained with, as a stock configuration, with overrides applied."""
+    import tempfile
+
+    from lit_eff.models.checkpoint import load_checkpoint_metadata
+
+    metadata = load_checkpoint_metadata(ckpt_path)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(metadata["recipe"], file)
+        file.flush()
+        recipe = compose(file.name, overrides)
+    return Recipe(metadata["recipe_name"] or recipe.name, recipe.values, recipe.overrides)
+
+
+def run(command: str, argv: list[str]) -> LitEffCLI:
+    """Run one of Lightning's subcommands on a recipe and return the finished CLI object."""
+    config, overrides, rest = split_arguments(argv)
+    recipe = recipe_of(config, overrides, rest)
+    saved_argv, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns when both args and sys.argv are there
+    try:
+        return LitEffCLI(recipe, [command, "--config", json.dumps(recipe.values), *rest])
+    finally:
+        sys.argv = saved_argv
+
+
+def main(command: str, argv: list[str]) -> int:
+    """``lit-eff fit|validate|test|predict``."""
+    if any(word in ("--help", "-h") for word in argv):
+        LitEffCLI(Recipe("", {}, ()), [command, "--help"])
+    run(command, argv)
+    return 0
+
+
+def _section_parser(name: str, kind: type) -> ArgumentParser:
+    parser = _OneLineParser()
+    parser.add_argument(f"--{name}", type=kind, default=kind())
+    return parser
+
+
+def typed_section(recipe: Recipe, name: str) -> Any:
+    """One of :data:`SECTIONS` as its dataclass; absent means defaults."""
+    parser = _section_parser(name, SECTIONS[name])
+    given = recipe.values.get(name)
+    parsed = parser.parse_object(ParsedNamespace() if given is None else {name: given})
+    return parser.instantiate_classes(parsed)[name]
+
+
+def instantiate_data(recipe: Recipe) -> LightningDataModule:
+    """The recipe's DataModule, set up (tokenizer trained, tokens cached) outside a Trainer."""
+    parser = _OneLineParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    if "data" not in recipe.values:
+        raise UserError(f"recipe {recipe.name!r} has no data section")
+    data = parser.instantiate_classes(parser.parse_object({"data": recipe.values["data"]}))["data"]
+    assert isinstance(data, LightningDataModule)
+    data.prepare_data()
+    data.setup("fit")
+    return data
