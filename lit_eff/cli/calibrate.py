@@ -30,12 +30,14 @@ def main(argv: list[str]) -> int:
         return 0
     from lit_eff.cli.lightning import recipe_of, split_arguments  # Lightning takes seconds to import
 
+    # Apart, since split_arguments takes the word after an option for its value.
+    as_json, argv = "--json" in argv, [word for word in argv if word != "--json"]
     config, overrides, rest = split_arguments(argv)
     options = parser.parse(rest)
     recipe = recipe_of(config, overrides, ["--ckpt_path", str(options.ckpt_path)])
     output = options.output or options.ckpt_path.parent / CERTIFICATE
     certificate = calibrate_checkpoint(options.ckpt_path, recipe, output)
-    if options.json:
+    if as_json:
         print(json.dumps({"certificate": str(output), **certificate.model_dump(mode="json")}, indent=2))
     else:
         print(f"{certificate.sentence()}\n{output} (the grid and its p-values: {output.with_suffix('.md')})")

@@ -1,0 +1,143 @@
+"""``lit-eff calibrate`` from a checkpoint and text files to the certificate, its summary and the plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lit_eff.cli.main import main
+from lit_eff.data import LanguageModelData
+from lit_eff.models.checkpoint import load_checkpoint
+from lit_eff.models.config import ExitConfig, ModelConfig
+from lit_eff.models.transformer import Transformer
+from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+
+CALIBRATION = {
+    "delta": 0.5,
+    "epsilon": 0.1,
+    "sequences": 40,
+    "test_sequences": 30,
+    "prompt_length": 5,
+    "continuation_length": 4,
+    "thresholds": [0.9, 0.5, 0.1],
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `lit-eff fit` leaves: a recipe, and a checkpoint of an untrained model that carries it."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    words = ["early", "exit", "layer", "token", "risk", "depth", "serve", "train"]
+    lines = [" ".join(rng.choice(words, 12)) for _ in range(400)]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings: dict[str, Any] = {
+        "source": str(folder / "text.txt"),
+        "txt_unit": "line",
+        "tokenizer": {"vocab_size": 300},
+        "context": 32,
+        "splits": {"train": 0.4, "validation": 0.1, "calibration": 0.3, "test": 0.2},
+        "cache_dir": str(folder / "cache"),
+    }
+    recipe = {
+        "name": "tiny",
+        "data": {"class_path": "lit_eff.data.LanguageModelData", "init_args": settings},
+        "calibration": CALIBRATION,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    from lit_eff.cli.compose import compose
+    from lit_eff.cli.lightning import instantiate_data
+
+    data = instantiate_data(compose(str(folder / "recipe.yaml")))
+    assert isinstance(data, LanguageModelData)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        data.vocab_size, layers=3, model_dim=16, heads=2, context=32, exits=ExitConfig((1, 2))
+    )
+    model = Transformer(config)
+    (folder / "checkpoints").mkdir()
+    checkpoint = {
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        "lit_eff": {
+            "format": 1,
+            "model_config": config.to_dict(),
+            "tokenizer_json": data.tokenizer_json,
+            "recipe": recipe,
+            "recipe_name": "tiny",
+            "overrides": [],
+            "git_commit": None,
+            "split_hashes": data.split_hashes,
+        },
+    }
+    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_from_checkpoint_to_certificate(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = run_folder / "checkpoints" / "last.ckpt"
+    # The recipe comes from the checkpoint, with one override.
+    assert main(["calibrate", "--ckpt_path", str(checkpoint), "--json", "calibration.delta=0.6"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    certificate = Certificate.load(checkpoint.parent / "exits.json")
+    assert printed == {
+        "certificate": str(checkpoint.parent / "exits.json"),
+        **certificate.model_dump(mode="json"),
+    }
+    assert certificate.delta == 0.6
+    assert (certificate.calibration.sequences, certificate.test.sequences) == (40, 30)
+    assert certificate.train_sha256 is not None
+    loaded = load_checkpoint(checkpoint)
+    certificate.check(
+        weights_sha256=loaded.weights_sha256, tokenizer_sha256=tokenizer_sha256(loaded.tokenizer_json)
+    )
+    assert certificate.sentence() in (checkpoint.parent / "exits.md").read_text()
+    assert list(run_folder.glob("events.out.tfevents.*")), "the plots go to the run's TensorBoard folder"
+
+
+def test_another_output_and_a_recipe_by_path(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = run_folder / "elsewhere" / "mine.json"
+    arguments = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt"), "--output", str(output)]
+    assert main(["calibrate", *arguments, "--config", str(run_folder / "recipe.yaml")]) == 0
+    assert Certificate.load(output).sentence() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["calibration.delta=0.001"], "at least"),
+        (["calibration.delta=7"], "delta is 7"),
+        (["calibration.delt=0.1"], "delt'"),
+        (["calibration.sequences=4000"], "the calibration split has"),
+        (["data.init_args.tokenizer.vocab_size=280"], "another tokenizer"),
+        (["--ouput", "x"], "did you mean '--output'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    output = tmp_path / "exits.json"
+    arguments = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt"), "--output", str(output)]
+    arguments += ["--config", str(run_folder / "recipe.yaml")]
+    assert main(["calibrate", *arguments, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_split_otherwise_warns(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt")]
+    arguments += ["--config", str(run_folder / "recipe.yaml"), "--output", str(tmp_path / "exits.json")]
+    arguments += ["data.init_args.splits.train=0.3", "data.init_args.splits.calibration=0.4"]
+    tokenizer = run_folder / "tokenizer.json"
+    tokenizer.write_text(load_checkpoint(run_folder / "checkpoints" / "last.ckpt").tokenizer_json or "")
+    assert main(["calibrate", *arguments, f"data.init_args.tokenizer.path={tokenizer}"]) == 0
+    assert "not split as it was in training" in " ".join(capsys.readouterr().err.split())
+    assert Certificate.load(tmp_path / "exits.json").train_sha256 is None
