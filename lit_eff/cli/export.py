@@ -39,7 +39,7 @@ def _parser() -> Parser:
 
 
 def _config(names: str | None, loaded: LoadedCheckpoint) -> ExportConfig:
-    formats = names.split(",") if names else (loaded.recipe.get("export") or {}).get("formats", ("onnx",))
+    formats: Any = names.split(",") if names else (loaded.recipe.get("export") or {}).get("formats", ["onnx"])
     return ExportConfig(tuple(dict.fromkeys(formats)))
 
 

@@ -2,13 +2,15 @@
 :class:`~lit_eff.runtime.segments.SegmentRunner`, without torch.
 
 **Row invariance.** What a token yields does not depend, in any bit, on how many tokens share its call, so
-greedy speculation equals greedy autoregression exactly. Three things make it so, and tests hold them bitwise:
+greedy speculation equals greedy autoregression exactly. Four things make it so, and tests hold them bitwise:
 
 - calls are padded to a multiple of ``ROW_TILE`` rows, so no matrix product takes MLAS's one-row path, which
   adds in another order (from two rows on, MLAS walks K in blocks that depend on the weight's shape alone);
 - ONNX Runtime's GroupQueryAttention takes a row's softmax over exactly the slots it may see, and its product
   with V walks the slots in blocks from slot 0 on; slots after the call's last row are never read;
-- calls are cut to at most ``MAX_ROWS`` rows, so that no row count beyond the tested ones ever runs.
+- calls are cut to at most ``MAX_ROWS`` rows, so that no row count beyond the tested ones ever runs;
+- a call with a result that is not finite runs again row by row: attention gives a masked slot the weight 0, and
+  0 * inf would spoil the rows before the one that overflowed.
 
 **The cache** is one static buffer per segment, bound as both past and present: attention writes the new keys
 and values in place and nothing is copied. It grows by whole chunks.
@@ -133,6 +135,9 @@ class SegmentCache:
         self._last_slot_B[0] = start + padded - 1
         self._session.run_with_iobinding(call.binding)
         output_TC[...] = call.output[0, :rows]
+        if rows > 1 and not np.isfinite(output_TC).all():
+            for row in range(rows):
+                self.run(hidden_TC[row : row + 1], start + row, output_TC[row : row + 1])
 
     def _reserve(self, slots: int) -> None:
         """Grow to hold ``slots``. Row bits do not depend on the capacity."""

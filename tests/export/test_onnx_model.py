@@ -57,7 +57,7 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("head", "matrices"), [("shared", 1), ("norm", 1), ("mlp", 1), ("linear", 3)])
 def test_output_matrices_are_stored_and_loaded_once(head: HeadKind, matrices: int, tmp_path: Path) -> None:
-    """The tied matrix serves embedding and heads from the same bytes; only ``linear`` heads have their own."""
+    """Embedding and heads read the tied matrix from the same bytes; only ``linear`` heads have their own."""
     vocab_size = 3000
     model = tiny_model("qwen2", head, vocab_size=vocab_size)
     graphs = write_graphs(model, tmp_path)

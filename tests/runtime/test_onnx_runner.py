@@ -1,4 +1,4 @@
-"""The ONNX engine's promise: what a row yields depends on no other call, neighbour, thread or rollback. Bitwise."""
+"""The ONNX engine's promise, bitwise: what a row yields depends on no neighbour, call, thread or rollback."""
 
 from __future__ import annotations
 
@@ -102,13 +102,25 @@ def test_rolled_back_slots_leave_no_trace(runner_of: Any) -> None:
 
 
 def test_slots_after_the_call_are_never_read(runner_of: Any) -> None:
-    """Whatever bits stand there, NaN included."""
+    """Whatever bits stand there, NaN included; nor do a call's padding rows keep those of an earlier one."""
     runner = runner_of("small", 1)
     state = runner.new_state()
-    poison_TC = np.full((30, 64), np.nan, np.float32)
+    poison_TC = np.full((10, 64), np.nan, np.float32)
     for e in range(len(runner.exit_layers)):
-        runner.run_segment(state, e, poison_TC, 10)
+        for start in (10, 20, 30):
+            runner.run_segment(state, e, poison_TC, start)
     np.testing.assert_array_equal(logits(runner, [9, 1, 1, 20], state=state), logits(runner, [31]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_overflows_spoils_no_earlier_row(bad: float, runner_of: Any) -> None:
+    runner = runner_of("small", 1)
+    hidden_TC = runner.embed(TOKENS[:8], 0)
+    expected_TC = runner.run_segment(runner.new_state(), 0, hidden_TC, 0)
+    hidden_TC[5, 3] = bad
+    spoilt_TC = runner.run_segment(runner.new_state(), 0, hidden_TC, 0)
+    np.testing.assert_array_equal(spoilt_TC[:5], expected_TC[:5])
+    assert not np.isfinite(spoilt_TC[5:]).any()
 
 
 def test_states_are_independent_and_returned_arrays_are_not_reused(runner_of: Any) -> None:
