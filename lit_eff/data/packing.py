@@ -36,7 +36,7 @@ class Packing:
     def __init__(
         self, documents: Documents, order: NDArray[np.int64], *, context: int, end_of_text: int
     ) -> None:
-        order = order[documents.lengths[order] > 0]
+        order = order[documents.lengths[order] > 0]  # the rest take no room and end no row
         self._tokens = documents.tokens
         self._starts = documents.starts[order]
         self._ends = np.cumsum(documents.lengths[order])  # where each document ends in this pass

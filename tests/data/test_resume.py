@@ -15,6 +15,8 @@ from lit_eff.data import LanguageModelData, TokenizerConfig
 from tests.data.helpers import SPLITS, write_jsonl
 
 STEPS = 12
+# With a bound on epochs, trainer.estimated_stepping_batches opens the loader from configure_optimizers.
+OPENS_EARLY: dict[str, Any] = {"max_epochs": 1000}
 
 
 class Recorder(LightningModule):
@@ -101,6 +103,8 @@ def test_resuming_equals_never_stopping(
     tmp_path: Path, source: Path, accumulate: int, touch_steps: bool, validate: bool
 ) -> None:
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
+    if touch_steps:
+        options |= OPENS_EARLY
     if validate:
         options |= {"limit_val_batches": 1.0, "val_check_interval": 0.25, "num_sanity_val_steps": 2}
     checkpoint = tmp_path / "at5.ckpt"
@@ -121,7 +125,9 @@ class RestoresLate(SingleDeviceStrategy):
 def test_a_loader_opened_before_the_checkpoint_is_restored(tmp_path: Path, source: Path) -> None:
     whole = fit(Recorder(), data(source), SaveAt(tmp_path / "at5.ckpt", 5))
     late = RestoresLate(torch.device("cpu"))
-    rest = fit(Recorder(touch_steps=True), data(source), resume=tmp_path / "at5.ckpt", strategy=late)
+    rest = fit(
+        Recorder(touch_steps=True), data(source), resume=tmp_path / "at5.ckpt", strategy=late, **OPENS_EARLY
+    )
     assert rest.seen == whole.seen[10:]
 
 
@@ -157,9 +163,13 @@ def test_another_batch_size_goes_on_at_the_same_sample(tmp_path: Path, source: P
     assert rest.seen == whole.seen[10:14]
 
 
-def test_a_new_run_starts_anew(source: Path) -> None:
+def test_a_new_run_starts_anew(tmp_path: Path, source: Path) -> None:
     datamodule = data(source)
-    assert fit(Recorder(), datamodule).seen == fit(Recorder(), datamodule).seen
+    whole = fit(Recorder(), datamodule, SaveAt(tmp_path / "at5.ckpt", 5)).seen
+    assert fit(Recorder(), datamodule).seen == whole
+    other = data(source, batch_size=1)
+    fit(Recorder(), other, resume=tmp_path / "at5.ckpt", max_steps=9)
+    assert fit(Recorder(), other).seen == whole[:STEPS]
 
 
 def test_without_max_steps_an_epoch_is_a_pass(source: Path) -> None:
