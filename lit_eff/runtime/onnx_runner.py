@@ -9,8 +9,8 @@ greedy speculation equals greedy autoregression exactly. Four things make it so,
 - ONNX Runtime's GroupQueryAttention takes a row's softmax over exactly the slots it may see, and its product
   with V walks the slots in blocks from slot 0 on; slots after the call's last row are never read;
 - calls are cut to at most ``MAX_ROWS`` rows, so that no row count beyond the tested ones ever runs;
-- a call with a result that is not finite runs again row by row: attention gives a masked slot the weight 0, and
-  0 * inf would spoil the rows before the one that overflowed.
+- a call with a result that is not finite runs again row by row: attention gives masked slots the weight 0,
+  and 0 * inf would spoil the rows before the one that overflowed.
 
 **The cache** is one static buffer per segment, bound as both past and present: attention writes the new keys
 and values in place and nothing is copied. It grows by whole chunks.
