@@ -1,0 +1,12 @@
+"""Attention: a plain PyTorch reference, Triton forward and backward kernels, and the model of their HBM
+traffic.
+
+`interface` is the public function, `reference` the plain form, `forward` and `backward` the kernels over the
+pieces in `blocks`, `operator` their PyTorch operators, `tiles` the block sizes, `io_model` the papers'
+formulas, `traffic_model` the exact bytes of these kernels, `traffic` the count beside the formula.
+"""
+
+from lit_eff.kernels.attention.interface import Support, attention, supports
+from lit_eff.kernels.attention.reference import attention_reference, visible_keys
+
+__all__ = ["Support", "attention", "attention_reference", "supports", "visible_keys"]

@@ -1,0 +1,29 @@
+"""A Triton launch as a value, so that one description can be run, counted or compiled without a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with its grid and every argument by name.
+
+    ``kernel`` is what ``@triton.jit`` returned; ``arguments`` maps parameter names to tensors, numbers and
+    constexpr values. Nothing happens until :meth:`run`.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any] = field(repr=False)
+    num_warps: int = 4
+    num_stages: int = 3
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+    def run(self) -> Any:
+        """Launch on the current device and stream, or in the interpreter; returns what Triton returns."""
+        return self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
