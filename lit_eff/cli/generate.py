@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(report, indent=2))
     else:
-        notes.print(_sentence(report), style="dim", markup=False)
+        notes.print(_sentence(report), style="dim", markup=False, soft_wrap=True)
     return 0
 
 
@@ -98,11 +98,12 @@ def _write(engine: TextEngine, prepared: PreparedRequest, options: argparse.Name
 def trace_line(engine: TextEngine, number: int, one: Round) -> Text:
     """One round: accepted drafts green, rejected red, the target's own token blue, and the exit's layer."""
 
-    def pieces(tokens: tuple[int, ...]) -> str:
-        return "·".join(engine.tokenizer.decode([token], skip_special_tokens=False) for token in tokens)
+    def piece(token: int) -> str:
+        text = engine.tokenizer.decode([token], skip_special_tokens=False)
+        return text.replace("\n", "⏎").replace("\r", "␍") or f"<{token}>"
 
     def shown(tokens: tuple[int, ...], style: str) -> Text:
-        return Text(pieces(tokens).replace("\n", "⏎").replace("\r", "␍"), style=style)
+        return Text("·".join(piece(token) for token in tokens), style=style)
 
     parts = [
         shown(one.tokens[: one.accepted], "green"),

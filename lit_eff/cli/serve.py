@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     options = vars(_parser().parse(argv))
     bundle, uncertified = options.pop("bundle"), options.pop("uncertified")
     config = ServeConfig(**options)
-    notes = Console(stderr=True, highlight=False, markup=False)
+    notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with listen(config) as listener:
         with notes.status(f"Opening {bundle}"):
             engine = TextEngine.open(bundle, threads=config.threads, uncertified=uncertified)

@@ -1,4 +1,4 @@
-"""The text engine: usage counts, stop strings, end of text, and the refusal to exit early without a certificate."""
+"""The text engine: usage counts, stop strings, end of text, no early exit without a certificate."""
 
 from __future__ import annotations
 
