@@ -24,9 +24,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = scratch / path.name
     try:
         yield temporary
-        if path.is_dir() and not path.is_symlink():
-            os.replace(path, scratch / "previous")
-        os.replace(temporary, path)
+        previous = scratch / "previous"
+        try:
+            if path.is_dir() and not path.is_symlink():  # a full folder cannot be renamed over
+                os.replace(path, previous)
+            os.replace(temporary, path)
+        except BaseException:
+            if previous.exists() and not path.exists():
+                os.replace(previous, path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

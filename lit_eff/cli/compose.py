@@ -51,7 +51,9 @@ def find_recipe(config: str) -> Path:
         return packaged
     if path.parent == Path("recipes") and packaged.is_file():  # the path as written in the README
         return packaged
-    raise UserError(f"no recipe {config!r}: no such file or packaged recipe{nearest(path.stem, packaged_recipes())}")
+    raise UserError(
+        f"no recipe {config!r}: no such file or packaged recipe{nearest(path.stem, packaged_recipes())}"
+    )
 
 
 def compose(config: str, overrides: list[str] | None = None) -> Recipe:
@@ -65,7 +67,7 @@ def compose(config: str, overrides: list[str] | None = None) -> Recipe:
     path = find_recipe(config).resolve()
     overrides = list(overrides or [])
     raw = _read_yaml(path)
-    values = _compose_groups(path, overrides) if "defaults" in raw else _override_plain(raw, overrides)
+    values = _compose_groups(path, overrides) if "defaults" in raw else override(raw, overrides)
     name = values.get("name") or path.stem
     return Recipe(str(name), _flatten_callbacks(_strip_vars(values)), tuple(overrides))
 
@@ -127,19 +129,20 @@ def _compose_groups(path: Path, overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _override_plain(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def override(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """``values`` with ``a.b=1`` words applied; for configurations that are composed already."""
     require("omegaconf", "train")
     from omegaconf import OmegaConf
 
-    config = OmegaConf.create(raw)
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if override.startswith("~"):
-            raise UserError(f"{override!r}: removing keys works on recipes with defaults:, not on a saved config")
+    config = OmegaConf.create(values)
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        if word.startswith("~"):
+            raise UserError(f"{word!r}: removing keys works on recipes with defaults:, not on a saved config")
         OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
-    values = OmegaConf.to_container(config)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    changed = OmegaConf.to_container(config)
+    assert isinstance(changed, dict)
+    return {str(key): value for key, value in changed.items()}
 
 
 def _strip_vars(values: dict[str, Any]) -> dict[str, Any]:

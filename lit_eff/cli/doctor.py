@@ -47,7 +47,9 @@ def _packages() -> list[Finding]:
     findings = []
     for module, purpose in PACKAGES.items():
         version = _version(module)
-        findings.append(Finding(module, version, purpose if version is None else purpose.partition(" (install")[0]))
+        findings.append(
+            Finding(module, version, purpose if version is None else purpose.partition(" (install")[0])
+        )
     return findings
 
 
@@ -71,7 +73,11 @@ def _gpu() -> list[Finding]:
 
 def _profilers() -> list[Finding]:
     ncu = shutil.which("ncu")
-    effect = "measured HBM and SRAM traffic" if ncu else "measured traffic: only counted and modelled figures are shown"
+    effect = (
+        "measured HBM and SRAM traffic"
+        if ncu
+        else "measured traffic: only counted and modelled figures are shown"
+    )
     return [Finding("ncu", ncu and "on PATH", effect)]
 
 
@@ -91,7 +97,9 @@ def _attention() -> list[Finding]:
 def findings() -> list[Finding]:
     """Everything the report shows, in order."""
     machine = Finding("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", "")
-    python = Finding("python", platform.python_version(), "" if sys.version_info >= (3, 11) else "needs 3.11 or later")
+    python = Finding(
+        "python", platform.python_version(), "" if sys.version_info >= (3, 11) else "needs 3.11 or later"
+    )
     serving = [Finding(name, _version(name), "bundles and serving") for name in ("onnxruntime", "tokenizers")]
     return [machine, python, *serving, *_packages(), *_gpu(), *_profilers(), *_attention()]
 

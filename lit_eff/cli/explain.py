@@ -1,4 +1,4 @@
-"""jsonargparse's errors, of several lines and nested, as one line naming the key and the nearest valid ones."""
+"""jsonargparse's errors, nested and of several lines, as one line naming the key and the nearest valid ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _UNKNOWN = re.compile(
     r"|Option '(?P<c>[\w.]+)' is not accepted|unknown setting '(?P<d>[\w.]+)'"
 )
 _NOISE = re.compile(
-    r"Does not validate against any|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value|Problem with given"
+    r"Does not validate against any|Subtypes:|Errors:|- Expected a <class 'NoneType'>"
+    r"|Given value|Problem with given"
 )
 
 
@@ -28,7 +29,8 @@ def option_names(parser: ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield action.dest
         if action.dest == "subcommand":
-            for subparser in (action.choices or {}).values():
+            subparsers: Any = action.choices or {}
+            for subparser in subparsers.values():
                 yield from option_names(subparser)
 
 

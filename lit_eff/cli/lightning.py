@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser
-from jsonargparse import Namespace as ParsedNamespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lit_eff.calibration.config import CalibrationConfig
-from lit_eff.cli.compose import Recipe, compose, is_override
+from lit_eff.cli.compose import Recipe, compose, is_override, override
 from lit_eff.cli.explain import explain, option_names
 from lit_eff.errors import UserError
 from lit_eff.export.config import ExportConfig
@@ -96,16 +94,14 @@ class LitEffCLI(LightningCLI):
         parser.link_arguments("exits", "model.init_args.config.exits")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(
-            RunArtifacts(
-                recipe=self.recipe.values,
-                recipe_name=self.recipe.name,
-                overrides=list(self.recipe.overrides),
-                git_commit=git_commit(),
-            )
+        artifacts = RunArtifacts(
+            recipe=self.recipe.values,
+            recipe_name=self.recipe.name,
+            overrides=list(self.recipe.overrides),
+            git_commit=git_commit(),
         )
-        return trainer
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": [artifacts]}
+        return super().instantiate_trainer(**kwargs)
 
 
 def split_arguments(argv: list[str]) -> tuple[str | None, list[str], list[str]]:
@@ -141,26 +137,20 @@ def recipe_of(config: str | None, overrides: list[str], rest: list[str]) -> Reci
 
 
 def recipe_of_checkpoint(ckpt_path: str | Path, overrides: list[str]) -> Recipe:
-    """The recipe a checkpoint was trained with, as a stock configuration, with overrides applied."""
-    import tempfile
+    """The recipe a checkpoint was trained with, with overrides applied."""
+    from lit_eff.models.checkpoint import load_checkpoint
 
-    from lit_eff.models.checkpoint import load_checkpoint_metadata
-
-    metadata = load_checkpoint_metadata(ckpt_path)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(metadata["recipe"], file)
-        file.flush()
-        recipe = compose(file.name, overrides)
-    return Recipe(metadata["recipe_name"] or recipe.name, recipe.values, recipe.overrides)
+    loaded = load_checkpoint(ckpt_path)
+    name = loaded.metadata["recipe_name"] or "run"
+    return Recipe(name, override(loaded.recipe, overrides), tuple(overrides))
 
 
-def run(command: str, argv: list[str]) -> LitEffCLI:
-    """Run one of Lightning's subcommands on a recipe and return the finished CLI object."""
-    config, overrides, rest = split_arguments(argv)
-    recipe = recipe_of(config, overrides, rest)
+def lightning_cli(recipe: Recipe, args: list[str], *, run: bool = True) -> LitEffCLI:
+    """LightningCLI on a composed recipe; ``args`` are a subcommand (if it is to run) and its options."""
     saved_argv, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns when both args and sys.argv are there
+    command, options = args[:1], args[1:]
     try:
-        return LitEffCLI(recipe, [command, "--config", json.dumps(recipe.values), *rest])
+        return LitEffCLI(recipe, [*command, "--config", json.dumps(recipe.values), *options], run=run)
     finally:
         sys.argv = saved_argv
 
@@ -169,7 +159,8 @@ def main(command: str, argv: list[str]) -> int:
     """``lit-eff fit|validate|test|predict``."""
     if any(word in ("--help", "-h") for word in argv):
         LitEffCLI(Recipe("", {}, ()), [command, "--help"])
-    run(command, argv)
+    config, overrides, rest = split_arguments(argv)
+    lightning_cli(recipe_of(config, overrides, rest), [command, *rest])
     return 0
 
 
@@ -183,7 +174,7 @@ def typed_section(recipe: Recipe, name: str) -> Any:
     """One of :data:`SECTIONS` as its dataclass; absent means defaults."""
     parser = _section_parser(name, SECTIONS[name])
     given = recipe.values.get(name)
-    parsed = parser.parse_object(ParsedNamespace() if given is None else {name: given})
+    parsed = parser.parse_object({} if given is None else {name: given})
     return parser.instantiate_classes(parsed)[name]
 
 

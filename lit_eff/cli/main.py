@@ -23,16 +23,24 @@ class Command(NamedTuple):
 LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "quickstart": Command("lit_eff.cli.quickstart:main", "the whole line on the packaged recipe, on a CPU"),
-    "fit": Command("lit_eff.cli.lightning:main", "train a recipe: --config RECIPE [group=choice] [a.b=1] [--a.b 1]"),
+    "fit": Command(
+        "lit_eff.cli.lightning:main", "train a recipe: --config RECIPE [group=choice] [a.b=1] [--a.b 1]"
+    ),
     "validate": Command("lit_eff.cli.lightning:main", "evaluate a checkpoint on the validation split"),
     "test": Command("lit_eff.cli.lightning:main", "evaluate a checkpoint on the test split"),
     "predict": Command("lit_eff.cli.lightning:main", "predictions of a checkpoint"),
     "calibrate": Command("lit_eff.cli.calibrate:main", "certify exit thresholds: writes exits.json"),
-    "profile": Command("lit_eff.cli.profile:main", "traces of training steps and kernel traffic, in TensorBoard"),
+    "profile": Command(
+        "lit_eff.cli.profile:main", "traces of training steps and kernel traffic, in TensorBoard"
+    ),
     "export": Command("lit_eff.cli.export:main", "write a bundle from a checkpoint"),
-    "generate": Command("lit_eff.cli.generate:main", "text from a bundle: autoregressive, certified, lossless", None),
+    "generate": Command(
+        "lit_eff.cli.generate:main", "text from a bundle: autoregressive, certified, lossless", None
+    ),
     "serve": Command("lit_eff.cli.serve:main", "OpenAI-compatible server over a bundle", None),
-    "doctor": Command("lit_eff.cli.doctor:main", "what this machine has, and what each missing piece turns off", None),
+    "doctor": Command(
+        "lit_eff.cli.doctor:main", "what this machine has, and what each missing piece turns off", None
+    ),
     "recipes": Command("lit_eff.cli.recipes:main", "list the packaged recipes, or print one", None),
 }
 
@@ -80,7 +88,7 @@ def _load(name: str) -> Callable[[list[str]], int]:
             raise
         message = f"`lit-eff {name}` needs {error.name}; run: pip install 'lit_eff[{extra}]'"
         raise UserError(message) from None
-    return partial(target, name) if name in LIGHTNING else target  # type: ignore[no-any-return]
+    return partial(target, name) if name in LIGHTNING else target
 
 
 if __name__ == "__main__":
