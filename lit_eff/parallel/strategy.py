@@ -13,9 +13,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
 
 from lit_eff.errors import UserError
 from lit_eff.parallel.durable import publish, scratch_folder, write_failure
@@ -105,14 +111,45 @@ class ShardedStrategy(ModelParallelStrategy):
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load a sharded folder (of any number of ranks) or a plain ``.ckpt`` into the sharded model."""
-        checkpoint: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
         path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir() and _holds(path, "ema_state_dict"):
-            assert self.model is not None
+        assert self.model is not None
+        if path.is_file():
+            return self._load_plain(path, weights_only)
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, weights_only=weights_only)
+        if _holds(path, "ema_state_dict"):
             average = _like(get_model_state_dict(self.model))
             load({"ema_state_dict": average}, checkpoint_id=path)
             checkpoint["ema_state_dict"] = average
         return checkpoint
+
+    def _load_plain(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        # Lightning's own way numbers the optimizer's parameters in the model's order, not in that of the
+        # groups, and so mixes up their states.
+        assert self.model is not None
+        assert self.lightning_module is not None
+        checkpoint: dict[str, Any] = torch.load(
+            path, mmap=True, map_location="cpu", weights_only=weights_only
+        )
+        options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            set_optimizer_state_dict(
+                self.model, optimizer, _by_name(state, optimizer, names), options=options
+            )
+        return checkpoint
+
+
+def _by_name(state: dict[str, Any], optimizer: Optimizer, names: Mapping[Any, str]) -> dict[str, Any]:
+    """An optimizer's state with parameters by name; the inverse of the numbering in a plain checkpoint."""
+    ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        "state": {ordered[number]: value for number, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [ordered[number] for number in group["params"]]}
+            for group in state["param_groups"]
+        ],
+    }
 
 
 def _holds(path: Path, key: str) -> bool:

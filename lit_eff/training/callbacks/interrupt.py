@@ -10,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -27,8 +27,8 @@ class TrainingInterrupted(SystemExit):
         super().__init__(128 + signum if rank == 0 else 0)
 
 
-# A Checkpoint, so that Lightning runs it after all other callbacks: what it saves has their updates.
-class SaveOnInterrupt(Checkpoint):
+# Not one of Lightning's Checkpoint callbacks: the first of those is the run's trainer.checkpoint_callback.
+class SaveOnInterrupt(Callback):
     """On Ctrl-C or SIGTERM, finish the optimizer step, write ``interrupted.ckpt``, and exit with 130 or 143.
 
     Gradients of a half-done accumulation are in no checkpoint, so one written in the middle would not resume
@@ -54,6 +54,9 @@ class SaveOnInterrupt(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._received, self._saved, self._training = None, None, False
+        # After all others, so that what is saved has their updates of this step (an average's, say).
+        others = [callback for callback in _callbacks(trainer) if callback is not self]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         self._live = stage == "fit" and threading.current_thread() is threading.main_thread()
         if self._live:
             self._previous = {number: signal.getsignal(number) for number in _NAMES}
@@ -139,6 +142,11 @@ class SaveOnInterrupt(Checkpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return found
 
 
 def _checkpoint_folder(trainer: Trainer) -> Path:

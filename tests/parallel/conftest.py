@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_eff.training.callbacks import RunArtifacts
+from tests.parallel.ranks import run_ranks
+from tests.parallel.runs import fit, fit_sharded, read_result
+from tests.training.callbacks.tiny import make_data, write_text
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file whose tokens are cached already."""
+    path = write_text(tmp_path_factory.mktemp("corpus"))
+    make_data(path).prepare_data()
+    return path
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, Any]:
+    """What one process does."""
+    folder = tmp_path_factory.mktemp("one")
+    fit(folder, text, folder / "result.pt")
+    return read_result(folder)
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """The folder of the same run, sharded over two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks(partial(fit_sharded, callbacks=(RunArtifacts({"a": 1}),)), folder, text, folder / "result.pt")
+    return folder

@@ -1,0 +1,85 @@
+"""FSDP2 on two gloo processes trains what one process trains, and its checkpoints resume and convert."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_eff.errors import UserError
+from lit_eff.models.checkpoint import load_checkpoint
+from lit_eff.parallel.consolidate import consolidate
+from tests.parallel.ranks import alone, run_ranks
+from tests.parallel.runs import MAX_STEPS, SAVED_AT, fit, fit_sharded, module, read_result
+from tests.training.callbacks.tiny import same
+
+pytestmark = pytest.mark.distributed
+
+# Two ranks add gradients in another order than one; the first losses see none of it.
+CLOSE = {"rtol": 2e-4, "atol": 2e-5}
+
+
+def test_same_run_as_one_process(one: dict[str, Any], two: Path) -> None:
+    sharded = read_result(two)
+    assert one["ignored"] == 0  # every row weighs the same, so the mean over ranks is the mean over rows
+    torch.testing.assert_close(sharded["losses"], one["losses"], **CLOSE)
+    torch.testing.assert_close(sharded["losses"][0], one["losses"][0], rtol=1e-6, atol=1e-6)
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(sharded["weights"][name], weight, **CLOSE)
+    for name, value in one["metrics"].items():
+        if name.startswith("validation/"):
+            assert sharded["metrics"][name] == pytest.approx(value, rel=1e-3)
+
+
+def test_it_really_shards_and_trains(one: dict[str, Any], two: Path) -> None:
+    sharded = read_result(two)
+    assert one["share"] == 1.0
+    assert sharded["share"] == pytest.approx(0.5, abs=0.05)
+    fresh = module()
+    fresh.configure_model()
+    for name, weight in fresh.state_dict().items():
+        assert not torch.equal(weight, sharded["weights"][name]), f"{name} did not change"
+    assert sharded["losses"][-1] < sharded["losses"][0] - 0.1
+
+
+def test_sharded_resume_is_exact(two: Path, text: Path, tmp_path: Path) -> None:
+    saved = two / "kept" / f"step={SAVED_AT}.ckpt"
+    assert saved.is_dir()
+    assert alone(saved)
+    run_ranks(partial(fit_sharded, ckpt_path=saved), tmp_path, text, tmp_path / "result.pt")
+    resumed, whole = read_result(tmp_path), read_result(two)
+    assert resumed["losses"] == whole["losses"][SAVED_AT:]
+    assert same(resumed["weights"], whole["weights"]) == []
+    last = f"step={MAX_STEPS}.ckpt"
+    first, second = (
+        torch.load(consolidate(folder / "kept" / last, tmp_path / f"{index}.ckpt"), weights_only=True)
+        for index, folder in enumerate((two, tmp_path))
+    )
+    for part in ("ema_state_dict", "optimizer_states", "lr_schedulers"):
+        assert same(first[part], second[part], part) == []
+
+
+def test_consolidated_checkpoint_is_a_plain_one(
+    one: dict[str, Any], two: Path, text: Path, tmp_path: Path
+) -> None:
+    """Its weights load without Lightning or processes, and one process resumes from it; so do two."""
+    plain = consolidate(two / "kept" / f"step={SAVED_AT}.ckpt", tmp_path / "plain.ckpt")
+    loaded = load_checkpoint(plain)
+    assert loaded.metadata["weights"] == "ema"
+    assert loaded.recipe == {"a": 1}
+    fit(tmp_path / "single", text, tmp_path / "result.pt", ckpt_path=plain)
+    torch.testing.assert_close(read_result(tmp_path)["losses"], one["losses"][SAVED_AT:], **CLOSE)
+
+    (tmp_path / "again").mkdir()
+    run_ranks(
+        partial(fit_sharded, ckpt_path=plain), tmp_path / "again", text, tmp_path / "again" / "result.pt"
+    )
+    assert read_result(tmp_path / "again")["losses"] == read_result(two)["losses"][SAVED_AT:]
+
+
+def test_consolidate_refuses_other_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a sharded checkpoint"):
+        consolidate(tmp_path)
