@@ -9,13 +9,17 @@ from __future__ import annotations
 import glob
 import importlib.util
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from lit_eff.data.progress import Stages
 from lit_eff.data.readers import SUFFIXES, Record, TextFormat, read_records
 from lit_eff.errors import UserError, nearest
 from lit_eff.files import sha256_bytes, sha256_file
+
+_SLOW_TO_HASH = 1 << 30  # bytes: a second or two
 
 
 class Source(Protocol):
@@ -40,11 +44,16 @@ class FileSource:
     class_names: tuple[str, ...] | None = None
 
     def fingerprint(self) -> str:
-        # Suffixes choose the reader; names and folders say nothing about the content.
         try:
-            return sha256_bytes(
-                *(f"{path.suffix.lower()} {sha256_file(path)}".encode() for path in self.paths)
-            )
+            large = sum(path.stat().st_size for path in self.paths) > _SLOW_TO_HASH
+            with Stages() if large else nullcontext() as progress:
+                paths = (
+                    progress.count(self.paths, "Hashing files", len(self.paths)) if progress else self.paths
+                )
+                # Suffixes choose the reader; names and folders say nothing about the content.
+                return sha256_bytes(
+                    *(f"{path.suffix.lower()} {sha256_file(path)}".encode() for path in paths)
+                )
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
 

@@ -106,6 +106,7 @@ def test_ranks_share_the_rows(source: Path) -> None:
         datamodule.trainer = SimpleNamespace(  # type: ignore[assignment]
             distributed_sampler_kwargs={"rank": rank, "num_replicas": 2},
             max_steps=5,
+            overfit_batches=0,
             accumulate_grad_batches=2,
             fit_loop=SimpleNamespace(
                 epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_eff.data.packing import IGNORED, PADDING, Packing, row_count
@@ -21,6 +21,7 @@ def unique_documents(sizes: list[int]) -> list[list[int]]:
     return [list(range(first, first + size)) for first, size in zip(firsts, sizes, strict=False)]
 
 
+@settings(deadline=None)
 @given(sizes=lengths, context=st.integers(1, 12), seed=st.integers(0, 99))
 def test_each_token_is_an_input_once_with_its_successor_as_target(
     sizes: list[int], context: int, seed: int
@@ -49,6 +50,7 @@ def test_each_token_is_an_input_once_with_its_successor_as_target(
     assert (batch["targets_BT"][~real] == IGNORED).all()
 
 
+@settings(deadline=None)
 @given(sizes=lengths, context=st.integers(1, 12))
 def test_a_piece_is_one_document_and_its_positions_start_at_zero(sizes: list[int], context: int) -> None:
     lists = unique_documents(sizes)

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_eff.data import LanguageModelData, TokenizerConfig
+from lit_eff.errors import UserError
 from tests.data.helpers import SPLITS, write_jsonl
 
 STEPS = 12
@@ -98,22 +99,24 @@ def fit(
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("touch_steps", [False, True])
-@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize(
+    "validate", [{}, {"val_check_interval": 0.25}, {"val_check_interval": 4, "check_val_every_n_epoch": None}]
+)
 def test_resuming_equals_never_stopping(
-    tmp_path: Path, source: Path, accumulate: int, touch_steps: bool, validate: bool
+    tmp_path: Path, source: Path, accumulate: int, touch_steps: bool, validate: dict[str, Any]
 ) -> None:
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
     if touch_steps:
         options |= OPENS_EARLY
     if validate:
-        options |= {"limit_val_batches": 1.0, "val_check_interval": 0.25, "num_sanity_val_steps": 2}
+        options |= {"limit_val_batches": 1.0, "num_sanity_val_steps": 2} | validate
     checkpoint = tmp_path / "at5.ckpt"
     whole = fit(Recorder(touch_steps=touch_steps), data(source), SaveAt(checkpoint, 5), **options)
     rest = fit(Recorder(touch_steps=touch_steps), data(source), resume=checkpoint, **options)
     assert len(whole.seen) == STEPS * accumulate * 2
     assert rest.seen == whole.seen[5 * accumulate * 2 :]
     assert torch.equal(rest.weight, whole.weight)
-    assert bool(whole.validated) == validate
+    assert bool(whole.validated) == bool(validate)
 
 
 class RestoresLate(SingleDeviceStrategy):
@@ -178,6 +181,11 @@ def test_without_max_steps_an_epoch_is_a_pass(source: Path) -> None:
     batches = len(datamodule.train_dataloader())
     assert len(module.seen) == 2 * batches * 2
     assert batches * 2 - len(datamodule.examples("train", shuffle=True)) in (0, 1)
+
+
+def test_overfitting_a_few_batches_is_refused(source: Path) -> None:
+    with pytest.raises(UserError, match=r"overfit_batches is not supported.*data.max_documents"):
+        fit(Recorder(), data(source), overfit_batches=2)
 
 
 def test_another_corpus_is_said(tmp_path: Path, source: Path) -> None:

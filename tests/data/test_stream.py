@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_eff.data.stream import Batch, EvaluationBatches, Position, TrainingStream, shuffled
@@ -46,6 +46,7 @@ def samples(loader: TrainingStream, batches: int) -> list[tuple[int, int]]:
     return [tuple(pair) for batch in islice(loader, batches) for pair in batch["asked"].tolist()]
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 20), batch_size=small, world_size=small, batches=st.integers(1, 8), seed=small)
 def test_the_ranks_together_read_the_one_stream(
     count: int, batch_size: int, world_size: int, batches: int, seed: int
@@ -60,6 +61,7 @@ def test_the_ranks_together_read_the_one_stream(
     assert together == alone
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 20), batch_size=small, world_size=small, done=st.integers(0, 12))
 def test_starting_at_a_sample_is_skipping_to_it(
     count: int, batch_size: int, world_size: int, done: int
@@ -108,6 +110,7 @@ def test_position_counts_what_was_processed_not_what_was_fetched() -> None:
     assert position.open(1) == 7
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 30), batch_size=small, world_size=small)
 def test_evaluation_reads_each_example_once_on_equal_numbers_of_batches(
     count: int, batch_size: int, world_size: int

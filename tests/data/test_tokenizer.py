@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -36,6 +36,7 @@ def tokenizer() -> Iterator[Tokenizer]:
     return trained()
 
 
+@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
     encoded = tokenizer.encode(text)
