@@ -94,13 +94,14 @@ class CorpusData(LightningDataModule):
         examples = self.examples("train", shuffle=True)
         rank, world_size = self._rank()
         batches = -(-len(examples) // (self.batch_size * world_size))
-        if self.trainer is not None and self.trainer.overfit_batches > 0:
+        trainer: Any = self.trainer  # Any: Lightning sets overfit_batches outside of __init__
+        if trainer is not None and trainer.overfit_batches > 0:
             raise UserError(
                 "trainer.overfit_batches is not supported: training reads an endless stream that repeats no "
                 "batch; set data.max_documents to train on little data"
             )
-        if self.trainer is not None and self.trainer.max_steps > 0:
-            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        if trainer is not None and trainer.max_steps > 0:
+            batches = trainer.max_steps * trainer.accumulate_grad_batches
         return TrainingStream(
             examples,
             seed=self.seed,
