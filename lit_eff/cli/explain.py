@@ -1,4 +1,4 @@
-"""jsonargparse's errors, nested and of several lines, as one line naming the key and the nearest valid ones."""
+"""jsonargparse's errors, nested and of several lines, as one line: the key and the nearest valid ones."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def compare_modes(
 ) -> dict[str, Any]:
     """All three modes on the same prompts through the bundle, interleaved so that noise hits all alike.
 
-    Disagreement of ``certified`` is counted over the first ``certified_tokens``: its certificate covers those.
+    The certificate covers ``certified_tokens`` tokens: disagreement is counted over those.
     """
     summaries: dict[Mode, list[Summary]] = {mode: [] for mode in MODES}
     outputs: dict[Mode, list[list[int]]] = {mode: [] for mode in MODES}

@@ -75,9 +75,9 @@ class LitEarlyExit(LightningModule):
         config: ModelConfig,
         exit_loss: ExitLoss = _EXIT_LOSS,
         layer_dropout: LayerDropout = _LAYER_DROPOUT,
-        # A lambda, so that the command line can override single arguments of the default.
+        # A lambda of constants, so that the command line can override single arguments of the default.
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(
-            params, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+            params, lr=1e-3, weight_decay=0.1, fused=True
         ),
         schedule: Schedule = _SCHEDULE,
         seed: int = 0,
@@ -175,7 +175,7 @@ class LitEarlyExit(LightningModule):
         if self.device_mesh is not None:
             from lit_eff.parallel.fsdp import shard_model
 
-            shard_model(self.model, self.device_mesh)
+            shard_model(self.model, self.device_mesh, precision=str(self.trainer.precision))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self.model))
@@ -302,7 +302,8 @@ class LitEarlyExit(LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         """``loss`` weighs all exits, whatever the curriculum had on, so that it compares across steps."""
         metrics = self.exit_metrics.compute()
-        self.exit_metrics.reset()
+        with torch.inference_mode(False):  # or a fit after a validate could not add to the sums
+            self.exit_metrics.reset()
         static = dataclasses.replace(self.exit_loss, curriculum=Curriculum())
         weights = weights_at(static, self.config.exit_layers, step=0, max_steps=1)
         weighted = [weight * metrics["nll"][index] for index, weight in weights.items()]
@@ -310,7 +311,7 @@ class LitEarlyExit(LightningModule):
         for name in ("perplexity", "accuracy", "agreement", "ece"):
             for layer, value in zip(self.config.exit_layers, metrics[name], strict=True):
                 values[f"{stage}/{name}_exit_{layer}"] = value
-        self.log_dict({name: value.float() for name, value in values.items()})
+        self.log_dict({name: value.float() for name, value in values.items()}, sync_dist=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
