@@ -12,17 +12,17 @@ from lit_eff.errors import UserError
 from lit_eff.models.config import ModelConfig
 from lit_eff.models.transformer import Transformer
 
-# Settings that may differ from the source's, because no weight outside the heads depends on them.
-FREE = {"exits", "dropout", "init_std"}
-HEAD_FREE = {"labels", "pooling", "pooler", "head_transform", "tied", "output_bias", "logit_softcap"}
+# Settings that may differ from the source's: no weight depends on them, or those of heads alone.
+FREE = {"exits", "dropout", "init_std", "pooling"}
+HEAD_FREE = {"labels", "pooler", "head_transform", "tied", "output_bias", "logit_softcap"}
 
 
 @torch.no_grad()
 def load_initial_weights(model: Transformer, source: str) -> None:
     """Copy the source's weights into ``model``.
 
-    Exits that the source lacks start as copies of its final head, part by part (EE-Tuning, Pan et al. 2024);
-    parts with no counterpart there keep their fresh weights. So does the final head, if the source solves
+    Exits that a checkpoint lacks start as copies of its final head, part by part (EE-Tuning, Pan et al.
+    2024); parts with no counterpart keep their fresh weights. So does the final head, if the source solves
     another task (a language model's weights for a classifier).
 
     Args:
@@ -31,7 +31,7 @@ def load_initial_weights(model: Transformer, source: str) -> None:
     Raises:
         UserError: the source cannot be read, or describes another model.
     """
-    other = _load(source)
+    other = _load(source, model.config)
     same_task = other.config.labels == model.config.labels
     theirs, ours = _shape(other.config, same_task), _shape(model.config, same_task)
     for name, value in theirs.items():
@@ -59,19 +59,24 @@ def _in_a_head(name: str) -> bool:
     return name.startswith(("exit_heads.", "head."))
 
 
-def _load(source: str) -> Transformer:
+def _load(source: str, config: ModelConfig) -> Transformer:
     if Path(source).suffix == ".ckpt":
         from lit_eff.models.checkpoint import load_checkpoint
 
         return load_checkpoint(source).model
     from lit_eff.models.huggingface import from_hf
 
-    return from_hf(source)
+    other = from_hf(source, config.exits)
+    if config.labels and other.config.labels != config.labels:
+        return from_hf(source, config.exits, labels=config.labels)
+    return other
 
 
 def _shape(config: ModelConfig, same_task: bool) -> dict[str, Any]:
     """The settings that must agree, with defaults that depend on others spelled out."""
     free = FREE if same_task else FREE | HEAD_FREE
+    if config.positions == "rope":
+        free = free | {"context"}
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
     resolved = {
         "kv_heads": config.n_kv_heads,
