@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_a_step_with_nonfinite_gradients_is_skipped_and_counted(optimizer: Any) 
     assert lit.nonfinite_in_a_row == 0
     assert run.logged_metrics["train/nonfinite_steps"] == 2
     name = "blocks.0.mlp.up.weight"
-    moved = [not torch.equal(one[name], other[name]) for one, other in zip(seen, seen[1:], strict=False)]
+    moved = [not torch.equal(one[name], other[name]) for one, other in pairwise(seen)]
     assert moved == [True, False, False, True, True]
     assert all(torch.isfinite(value).all() for value in seen[-1].values())
     saved: dict[str, Any] = {}

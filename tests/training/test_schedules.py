@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -54,8 +55,8 @@ def test_never_above_the_peak_nor_below_the_end_and_rises_before_it_falls(
     assert all(0.0 <= factor <= 1.0 + 1e-12 for factor in factors)
     assert factors[0] > 0 or final_ratio == 0
     peak = factors.index(max(factors))
-    assert all(a <= b + 1e-12 for a, b in zip(factors[:peak], factors[1 : peak + 1], strict=True))
-    assert all(a >= b - 1e-12 for a, b in zip(factors[peak:-1], factors[peak + 1 :], strict=True))
+    assert all(a <= b + 1e-12 for a, b in pairwise(factors[: peak + 1]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(factors[peak:]))
     if max_steps > 1 and round(warmup * max_steps) < max_steps:
         assert min(factors[peak:]) >= final_ratio - 1e-12
 
