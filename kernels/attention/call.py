@@ -38,10 +38,13 @@ class AttentionCall:
     causal: bool
     window: int | None
     softcap: float | None
+    target: int | None = None  # choose tiles for this capability rather than for the tensors' device
 
     @property
     def capability(self) -> int:
         """10 * major + minor of the CUDA device; 80 in the interpreter, which has no device."""
+        if self.target is not None:
+            return self.target
         if not self.q_BTHD.is_cuda:
             return 80
         major, minor = torch.cuda.get_device_capability(self.q_BTHD.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_eff.kernels.attention.blocks import key_range, load_rows, scores, sees, store_rows
 from lit_eff.kernels.attention.call import AttentionCall
-from lit_eff.kernels.attention.tiles import Tiles, forward_tiles
+from lit_eff.kernels.attention.tiles import forward_tiles
 from lit_eff.profiling.launch import Launch
 
 
@@ -146,12 +146,10 @@ def attention_forward_kernel(
     )
 
 
-def forward_launch(
-    call: AttentionCall, out_BTHD: Tensor, lse_BHT: Tensor, tiles: Tiles | None = None
-) -> Launch:
+def forward_launch(call: AttentionCall, out_BTHD: Tensor, lse_BHT: Tensor) -> Launch:
     """The launch that fills ``out_BTHD`` and the contiguous float32 ``lse_BHT``."""
     batch, queries, heads, head_dim = call.q_BTHD.shape
-    tiles = tiles or forward_tiles(head_dim, call.q_BTHD.element_size(), call.capability)
+    tiles = forward_tiles(head_dim, call.q_BTHD.element_size(), call.capability)
     arguments = {
         **call.arguments(),
         **call.strides("o", out_BTHD),

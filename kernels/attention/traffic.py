@@ -124,12 +124,21 @@ def _count(request: dict[str, Any]) -> dict[str, int]:
         for rows, heads in shapes
     )
     call = AttentionCall(
-        q_BTHD, k_BSKD, v_BSKD, None, None, None, 1.0, request["causal"], request["window"], None
+        q_BTHD,
+        k_BSKD,
+        v_BSKD,
+        None,
+        None,
+        None,
+        1.0,
+        request["causal"],
+        request["window"],
+        None,
+        target=request["capability"],
     )
     lse_BHT = torch.empty(request["batch"], request["heads"], request["queries"])
-    tiles = forward_tiles(request["head_dim"], q_BTHD.element_size(), request["capability"])
     with count_traffic() as launches:
-        forward_launch(call, torch.empty_like(q_BTHD), lse_BHT, tiles).run()
+        forward_launch(call, torch.empty_like(q_BTHD), lse_BHT).run()
     (count,) = launches
     names = ("read_bytes", "written_bytes", "atomic_bytes", "read_sector_bytes", "written_sector_bytes")
     return {name: getattr(count, name) for name in (*names, "masked_lanes")}

@@ -1,0 +1,120 @@
+"""The Triton kernels in the interpreter against float64 autograd through the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_eff.kernels.attention import attention, attention_reference
+from tests.kernels.cases import CASES, Case
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_outputs() -> Iterator[None]:
+    """torch.empty yields NaN in deterministic mode: an element that a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def with_gradients(function, tensors, case: Case, dout: Tensor, dlse: Tensor, **more) -> list[Tensor]:
+    """Output, finite log-sum-exp and the three gradients."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    out, lse = function(*leaves, return_lse=True, **case.arguments(), **more)
+    seen = lse.isfinite()
+    loss = (out * dout.to(out.dtype)).sum() + (lse[seen] * dlse.to(lse.dtype)[seen]).sum()
+    loss.backward()
+    return [out.detach(), lse.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float32_matches_float64(case: Case) -> None:
+    tensors = case.tensors(torch.float32)
+    dout = torch.randn(tensors[0].shape)
+    dlse = torch.randn(case.batch, case.heads, case.queries)
+    got = with_gradients(attention, tensors, case, dout, dlse)
+    doubles = [tensor.double() for tensor in tensors]
+    expected = with_gradients(
+        attention_reference, doubles, case, dout.double(), dlse.double(), accumulate=torch.float64
+    )
+    for name, ours, theirs in zip(("out", "lse", "dq", "dk", "dv"), got, expected, strict=True):
+        torch.testing.assert_close(
+            ours.double(), theirs, rtol=1e-5, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[6]], ids=str)
+def test_float16_is_as_good_as_torch(case: Case) -> None:
+    """Error against float64 at most twice that of PyTorch's own float16 arithmetic."""
+    tensors = case.tensors(torch.float16)
+    dout = torch.randn(tensors[0].shape).half()
+    dlse = torch.randn(case.batch, case.heads, case.queries).half()
+    got = with_gradients(attention, tensors, case, dout, dlse)
+    plain = with_gradients(attention_reference, tensors, case, dout, dlse, accumulate=torch.float16)
+    doubles = [tensor.double() for tensor in tensors]
+    exact = with_gradients(
+        attention_reference, doubles, case, dout.double(), dlse.double(), accumulate=torch.float64
+    )
+    for name, ours, torchs, true in zip(("out", "lse", "dq", "dk", "dv"), got, plain, exact, strict=True):
+        error, allowed = (ours - true).abs().max(), 2 * (torchs - true).abs().max() + 1e-4
+        assert error <= allowed, f"{name}: {error} > {allowed}"
+
+
+def test_strides_of_any_kind() -> None:
+    """Slices of a fused projection, a transposed layout, and NaN all around what may be read."""
+    fused = torch.full((2, 60, 3, 2, 48), torch.nan)
+    fused[:, :50, :, :, :40] = torch.randn(2, 50, 3, 2, 40)
+    q = fused[:, :50, 0, :, :40]
+    k = fused[:, :50, 1, :, :40]
+    v = torch.randn(2, 2, 40, 50).permute(0, 3, 1, 2)
+    documents = torch.randint(0, 2, (50, 2)).t()
+    got = attention(q, k, v, causal=True, documents_BT=documents)
+    expected = attention_reference(q, k, v, causal=True, documents_BT=documents)
+    torch.testing.assert_close(got, expected)
+    # An expanded gradient (all strides zero), as from a sum.
+    leaf = v.clone().requires_grad_()
+    attention(q, k, leaf, causal=True).sum().backward()
+    reference_leaf = v.clone().requires_grad_()
+    attention_reference(q, k, reference_leaf, causal=True).sum().backward()
+    torch.testing.assert_close(leaf.grad, reference_leaf.grad)
+
+
+def test_operator_check() -> None:
+    """Schema, fake tensors, autograd registration and ahead-of-time dispatch with dynamic shapes."""
+    from lit_eff.kernels.attention.operator import attention_forward
+
+    q = torch.randn(1, 20, 2, 16, requires_grad=True)
+    k = torch.randn(1, 24, 1, 16, requires_grad=True)
+    ids = (torch.zeros(1, 20, dtype=torch.int64), torch.zeros(1, 24, dtype=torch.int64))
+    for masks in ((None, None, None), (*ids, torch.tensor([4]))):
+        torch.library.opcheck(attention_forward, (q, k, k, *masks, 0.25, True, None, None))
+
+
+def test_traces_without_graph_breaks() -> None:
+    traced = torch.compile(
+        lambda q, k: attention(q, k, k, causal=True), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    q, k = torch.randn(1, 30, 2, 16), torch.randn(1, 30, 1, 16)
+    torch.testing.assert_close(traced(q, k), attention(q, k, k, causal=True))
+
+
+def test_autocast_casts_the_inputs() -> None:
+    q = torch.randn(1, 8, 1, 16)
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = attention(q, q, q)
+    assert isinstance(out, Tensor)
+    assert out.dtype == torch.float16
+
+
+def test_lse_alone_has_a_gradient() -> None:
+    q, k = torch.randn(1, 8, 1, 16, requires_grad=True), torch.randn(1, 9, 1, 16)
+    attention(q, k, k, return_lse=True)[1].sum().backward()
+    got, q.grad = q.grad, None
+    attention_reference(q, k, k, return_lse=True)[1].sum().backward()
+    torch.testing.assert_close(got, q.grad)
