@@ -8,6 +8,7 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.models import attention_backend
 from lit_eff.models.attention_backend import attend, choose_backend, plan_attention
+from lit_eff.models.cache import KVCache
 from lit_eff.models.config import ModelConfig
 
 
@@ -123,12 +124,12 @@ def test_choices_and_their_reasons():
         choose_backend(config(), "cpu", "tritn")  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says why a machine without CUDA cannot run Triton")
-def test_triton_is_refused_without_cuda(make_model):
-    if attention_backend.supports("cpu", head_dim=32):
-        pytest.skip("Triton's interpreter is on")
-    with pytest.raises(UserError, match=r"'triton' cannot run here: .*CUDA"):
-        make_model(attention_backend="triton", model_dim=64)
+def test_triton_is_refused_with_the_reason(monkeypatch, make_model):
+    monkeypatch.setattr("lit_eff.kernels.attention.operator.INTERPRETED", False)
+    with pytest.raises(UserError, match=r"'triton' cannot run here: .*CUDA device, not cpu"):
+        choose_backend(ModelConfig(vocab_size=10, model_dim=64, heads=4), "cpu", "triton")
+    with pytest.raises(UserError, match=r"'triton' cannot run here: head dim 8"):
+        make_model(attention_backend="triton")  # refused before any work, not at the first step
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen", "gpt2", "bert"])
@@ -169,3 +170,19 @@ def test_autocast_masks_in_the_lower_dtype(make_model, tokens_BT):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = model(tokens_BT, documents_BT=documents_BT)[-1]
     assert 0 < (exact - rough).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/models/test_gpu.py runs the compiled kernel")
+def test_the_triton_path_in_its_interpreter(make_model, tokens_BT):
+    documents_BT = torch.tensor([[0] * 20, [0] * 9 + [1] * 11, [0] * 16 + [-1] * 4])
+    outputs = []
+    for backend in ("triton", "reference"):
+        model = make_model(model_dim=64, window=7, attention_softcap=2.0, attention_backend=backend)
+        assert model.attention_backend.name == backend
+        packed = model(tokens_BT, documents_BT=documents_BT)[-1]
+        packed.square().sum().backward()
+        cache = KVCache(model.config, 3, 24)
+        cache.advance(torch.tensor([0, 3, 9]))
+        decoded = model(tokens_BT[:, :5], cache=cache, starts_B=cache.lengths_B)[-1]
+        outputs.append([packed, decoded, model.blocks[0].attention.qkv.weight.grad])
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
