@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,17 +80,16 @@ class EMA(Callback):
         if self._average is None or not self.validate:
             return
         self._place(pl_module)
-        with _weights_in_place(pl_module) as weights:
-            self._raw = {name: weight.clone() for name, weight in weights.items()}
-            for name, weight in weights.items():
-                weight.copy_(self._average[name])
+        weights = _weights(pl_module)
+        self._raw = {name: weight.clone() for name, weight in weights.items()}
+        for name, weight in weights.items():
+            weight.copy_(self._average[name])
 
     def _swap_out(self, pl_module: LightningModule) -> None:
         if self._raw is None:
             return
-        with _weights_in_place(pl_module) as weights:
-            for name, weight in weights.items():
-                weight.copy_(self._raw[name])
+        for name, weight in _weights(pl_module).items():
+            weight.copy_(self._raw[name])
         self._raw = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,10 +129,7 @@ class EMA(Callback):
             self._average = {name: saved[name].float() for name, _ in pl_module.named_parameters()}
 
 
-@contextmanager
-def _weights_in_place(pl_module: LightningModule) -> Iterator[dict[str, Tensor]]:
-    """The weights by name, to be written to; sharded ones as shards, gathered anew afterwards."""
+def _weights(pl_module: LightningModule) -> dict[str, Tensor]:
+    """The weights by name, to be written to; of a sharded model its shards, which are gathered anew."""
     reshard(pl_module)
-    with torch.no_grad():
-        yield {name: weight.detach() for name, weight in pl_module.named_parameters()}
-    reshard(pl_module)
+    return {name: weight.detach() for name, weight in pl_module.named_parameters()}

@@ -123,7 +123,7 @@ class SaveOnInterrupt(Callback):
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
         path = self._folder / self.filename
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._saved = path
         raise TrainingInterrupted(self._received or signal.SIGTERM, rank=trainer.global_rank)
 

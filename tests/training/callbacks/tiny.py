@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def make_trainer(folder: Path, *callbacks: Callback, max_steps: int = 6, **setti
         "logger": TensorBoardLogger(folder, name="runs"),
         "plugins": [AtomicCheckpointIO()],
         "enable_model_summary": False,
-        "enable_progress_bar": False,
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "num_sanity_val_steps": 0,
         **settings,
