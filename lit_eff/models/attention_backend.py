@@ -53,9 +53,11 @@ def choose_backend(
         return BackendChoice(requested, "asked for")
     if obstacles["sdpa"] is None:
         return BackendChoice("sdpa", f"PyTorch's fused attention on {device.type}")
-    if obstacles["triton"] is None:
+    # Triton's interpreter can stand in for a GPU, but is far too slow to be chosen unasked.
+    obstacle = obstacles["triton"] if device.type == "cuda" else f"no CUDA device, but {device.type}"
+    if obstacle is None:
         return BackendChoice("triton", f"not sdpa: {obstacles['sdpa']}")
-    return BackendChoice("reference", f"not sdpa: {obstacles['sdpa']}; not triton: {obstacles['triton']}")
+    return BackendChoice("reference", f"not sdpa: {obstacles['sdpa']}; not triton: {obstacle}")
 
 
 def _sdpa_obstacle(config: ModelConfig) -> str | None:

@@ -114,7 +114,7 @@ def test_a_cache_refuses_documents_and_encoders():
 
 def test_choices_and_their_reasons():
     assert choose_backend(config(), "cpu").name == "sdpa"
-    capped = choose_backend(config(attention_softcap=3.0), "cpu")
+    capped = choose_backend(ModelConfig(vocab_size=10, model_dim=64, heads=4, attention_softcap=3.0), "cpu")
     assert capped.name == "reference"
     assert "softcap" in capped.reason
     assert choose_backend(config(), "cpu", "reference").reason == "asked for"
