@@ -173,9 +173,14 @@ class LitEarlyExit(LightningModule):
         if self.compile_blocks:
             self.model.compile_blocks()
         if self.device_mesh is not None:
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
             from lit_eff.parallel.fsdp import shard_model
 
             shard_model(self.model, self.device_mesh, precision=str(self.trainer.precision))
+            # Losses call this outside forward: with a frozen backbone nothing else would tell FSDP2 that
+            # a backward pass comes, and no gradient would be reduced.
+            register_fsdp_forward_method(self.model, "head_norm")
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self.model))
@@ -211,17 +216,7 @@ class LitEarlyExit(LightningModule):
         step = self.global_step
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         rows = batch["tokens_BT"].shape[0]
-        keep_LB = keep_mask(
-            self.layer_dropout,
-            layers=self.config.layers,
-            batch=rows,
-            step=step,
-            max_steps=self.trainer.max_steps,
-            seed=self.seed,
-            micro_batch=micro_batch,
-        )
-        if keep_LB is not None:
-            keep_LB = keep_LB.to(self.device)
+        keep_LB = self._layers_kept(rows, step, micro_batch)
         if self.config.dropout > 0:
             key = (self.seed, step, micro_batch, self.global_rank)
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
@@ -230,6 +225,26 @@ class LitEarlyExit(LightningModule):
         loss, nll_E = self.loss_of_exits(batch, hiddens, exits, [weights.get(index, 0.0) for index in exits])
         self._log_step(loss, dict(zip(exits, nll_E, strict=True)), rows)
         return loss
+
+    def _layers_kept(self, rows: int, step: int, micro_batch: int) -> Tensor | None:
+        """This rank's columns of the mask (L, B) over the rows of all ranks.
+
+        Every rank draws the whole mask, so the run is the same however many ranks share a batch.
+        """
+        # As the data is dealt out: None without a strategy that spans ranks.
+        share = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        keep_LB = keep_mask(
+            self.layer_dropout,
+            layers=self.config.layers,
+            batch=rows * share["num_replicas"],
+            step=step,
+            max_steps=self.trainer.max_steps,
+            seed=self.seed,
+            micro_batch=micro_batch,
+        )
+        if keep_LB is None:
+            return None
+        return keep_LB[:, rows * share["rank"] : rows * (share["rank"] + 1)].to(self.device)
 
     def _log_step(self, loss: Tensor, nll: dict[int, Tensor], rows: int) -> None:
         self.log_dict(

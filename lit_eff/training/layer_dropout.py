@@ -62,7 +62,7 @@ def keep_mask(
     """A float32 mask (L, B) on the CPU, 0 where a layer is the identity for a row; ``None`` when off.
 
     The draw depends on (seed, step, micro_batch) alone: a resumed run draws the same, and so does every
-    rank, so that ranks which communicate inside a layer agree on which layers run.
+    rank. ``batch`` counts the rows of all ranks; each takes its own columns.
     """
     if dropout.rate == 0.0:
         return None

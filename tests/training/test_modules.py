@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -365,6 +366,59 @@ def test_compiled_blocks_give_the_same_gradients() -> None:
     assert plain.keys() == compiled.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(compiled[name], gradient)
+
+
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    def module() -> LitLanguageModel:
+        return LitLanguageModel(
+            config(dropout=0.2, exits=ExitConfig((1, 2), "norm")),
+            ExitLoss("layerskip", distillation=0.3, curriculum=Curriculum("rotational", 2)),
+            layer_dropout=LayerDropout(0.3, "exponential"),
+            optimizer=lambda params: MuonAdamW(params, lr=5e-3),
+            seed=7,
+        )
+
+    settings = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "default_root_dir": tmp_path}
+    whole = module()
+    trainer(20, **settings).fit(whole, datamodule=Counting())
+
+    class Stop(Callback):  # at a border between epochs, where this data has no position of its own
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "half.ckpt")
+            trainer.should_stop = True
+
+    torch.manual_seed(0)
+    first = trainer(20, **settings, callbacks=[Stop()])
+    first.fit(module(), datamodule=Counting())
+    assert first.global_step == 10
+    torch.manual_seed(1)  # no random state is carried over
+    resumed = module()
+    second = trainer(20, **settings)
+    second.fit(resumed, datamodule=Counting(), ckpt_path=tmp_path / "half.ckpt")
+    assert second.global_step == 20
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    stored = torch.load(tmp_path / "half.ckpt", weights_only=True)  # plain data alone
+    assert stored["global_step"] == 10
+
+
+def test_ranks_share_one_layer_dropout_mask() -> None:
+    lit = LitLanguageModel(config(), layer_dropout=LayerDropout(0.5))
+
+    def kept(rank: int, ranks: int) -> Tensor:
+        lit._trainer = SimpleNamespace(
+            max_steps=9, distributed_sampler_kwargs={"rank": rank, "num_replicas": ranks}
+        )
+        mask = lit._layers_kept(16 // ranks, step=2, micro_batch=0)
+        assert mask is not None
+        return mask
+
+    alone = kept(0, 1)
+    assert alone.shape == (3, 16)
+    for ranks in (2, 4):
+        torch.testing.assert_close(torch.cat([kept(rank, ranks) for rank in range(ranks)], dim=1), alone)
+    lit._trainer.distributed_sampler_kwargs = None
+    torch.testing.assert_close(lit._layers_kept(16, step=2, micro_batch=0), alone)
 
 
 def checkpoint_of(lit: LitEarlyExit, path: Path) -> str:
