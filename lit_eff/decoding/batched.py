@@ -57,7 +57,8 @@ def generate_with_exits(
 ) -> Continuations:
     """Continue each prompt by exactly ``steps`` greedy tokens under each rule.
 
-    A rule without thresholds (``ExitRule()``) is the full model's own greedy continuation.
+    A rule without thresholds (``ExitRule()``) is the full model's own greedy continuation. The model is put
+    into eval mode and stays there.
 
     Args:
         prompts: token ids; lengths may differ.

@@ -27,6 +27,8 @@ ROW_TILE = 16
 class TorchRunner:
     """Runs a causal language model segment by segment. Hidden states are float32 NumPy arrays ``(T, C)``.
 
+    The model is put into eval mode and stays there.
+
     Attributes:
         exit_layers, vocab_size, context: as in :class:`~lit_eff.runtime.segments.SegmentRunner`.
 
