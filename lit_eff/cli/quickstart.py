@@ -27,6 +27,7 @@ from lit_eff.cli.compose import Recipe, compose
 from lit_eff.cli.lightning import LitEffCLI, lightning_cli, split_arguments, typed_section
 from lit_eff.cli.profile import profile_attention
 from lit_eff.cli.quickstart_report import SOURCES, show
+from lit_eff.errors import UserError
 from lit_eff.export.job import export_bundle
 from lit_eff.files import atomic_path
 from lit_eff.models.checkpoint import load_checkpoint
@@ -78,7 +79,7 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
         )
         console.print(certificate.sentence())
     with step("profile"):
-        traffic = profile_attention(typed_section(recipe, "profile"), trained.config, trained.folder, console)
+        traffic = profiled(recipe, trained, console)
     with step("export"):
         bundle = export_bundle(
             load_checkpoint(trained.checkpoint),
@@ -101,7 +102,7 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
         "step_seconds": steps,
         "training": trained.metrics,
         "calibration": calibration_report(certificate),
-        "profile": traffic.to_dict(),
+        "profile": traffic,
         "decoding": decoding,
         "artifacts": {
             "run": str(trained.folder),
@@ -157,6 +158,16 @@ def train(recipe: Recipe) -> Trained:
         "unigram_perplexity": data.unigram_perplexity("validation"),
     }
     return Trained(folder, checkpoint, model.config, metrics, data.documents)
+
+
+def profiled(recipe: Recipe, trained: Trained, console: Console) -> dict[str, Any]:
+    """The attention kernel's traffic; a machine that cannot run Triton's interpreter says why and goes on."""
+    try:
+        profile = typed_section(recipe, "profile")
+        return profile_attention(profile, trained.config, trained.folder, console).to_dict()
+    except UserError as error:
+        console.print(f"[yellow]kernel traffic unavailable:[/] {error}", highlight=False)
+        return {"unavailable": str(error)}
 
 
 def calibration_report(certificate: Certificate) -> dict[str, Any]:
