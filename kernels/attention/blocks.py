@@ -55,6 +55,17 @@ def store_rows(
 
 
 @triton.jit
+def tanh(b_x):
+    """Accurate to float32 rounding: through the sigmoid, whose cancellation near 0 a series avoids.
+
+    (The interpreter has no libdevice, where Triton's own tanh is.)
+    """
+    b_square = b_x * b_x
+    b_series = b_x * (1.0 + b_square * (-1 / 3 + b_square * (2 / 15 + b_square * (-17 / 315))))
+    return tl.where(b_square < 0.02, b_series, 2.0 * tl.sigmoid(2.0 * b_x) - 1.0)
+
+
+@triton.jit
 def scores(b_left, b_right, score_scale, cap, SOFTCAP: tl.constexpr):
     """Scores of two row tiles in base 2: log2(e) is folded into the scale, so exp2 needs no multiply.
 
@@ -62,7 +73,7 @@ def scores(b_left, b_right, score_scale, cap, SOFTCAP: tl.constexpr):
     """
     b_s = tl.dot(b_left, tl.trans(b_right), input_precision="ieee") * score_scale
     if SOFTCAP:
-        b_s = cap * (2.0 * tl.sigmoid(2.0 * b_s) - 1.0)  # tanh
+        b_s = cap * tanh(b_s)
     return b_s
 
 
