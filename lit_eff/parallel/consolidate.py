@@ -1,8 +1,13 @@
-"""One plain ``.ckpt`` from a sharded checkpoint folder, in one process, without a model."""
+"""One plain ``.ckpt`` from a sharded checkpoint folder, in one process, without a model.
+
+``python -m lit_eff.parallel.consolidate FOLDER [OUTPUT]``
+"""
 
 from __future__ import annotations
 
+import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +61,23 @@ def consolidate(folder: str | Path, output: str | Path | None = None) -> Path:
     return output
 
 
+def main(argv: list[str]) -> int:
+    """``python -m lit_eff.parallel.consolidate FOLDER [OUTPUT]``; 2 with one line for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_eff.parallel.consolidate",
+        description="Write one plain .ckpt from a sharded checkpoint folder.",
+    )
+    parser.add_argument("folder", help="the sharded checkpoint")
+    parser.add_argument("output", nargs="?", help="the file to write; default: NAME.plain.ckpt beside it")
+    options = parser.parse_args(argv)
+    try:
+        print(consolidate(options.folder, options.output))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def _by_index(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with parameters numbered, as one process's optimizer saves it.
 
@@ -68,3 +90,7 @@ def _by_index(state: dict[str, Any]) -> dict[str, Any]:
             number.setdefault(name, len(number))
         groups.append({**group, "params": [number[name] for name in group["params"]]})
     return {"state": {number[name]: value for name, value in state["state"].items()}, "param_groups": groups}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from lit_eff.training.callbacks import RunArtifacts
+from lit_eff.training.callbacks import (
+    DepthQualityPlot,
+    RunArtifacts,
+    RunProgress,
+    RunSummary,
+    SampleGenerations,
+    Throughput,
+    TraceSteps,
+)
 from tests.parallel.ranks import run_ranks
 from tests.parallel.runs import fit, fit_sharded, read_result
 from tests.training.callbacks.tiny import make_data, write_text
@@ -30,7 +38,16 @@ def one(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def two(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
-    """The folder of the same run, sharded over two ranks."""
+    """The folder of the same run, sharded over two ranks, with every callback there is."""
     folder = tmp_path_factory.mktemp("two")
-    run_ranks(partial(fit_sharded, callbacks=(RunArtifacts({"a": 1}),)), folder, text, folder / "result.pt")
+    every = (
+        DepthQualityPlot(),
+        RunArtifacts({"a": 1}),
+        RunProgress(),
+        RunSummary(),
+        SampleGenerations(prompt_tokens=6, new_tokens=4),
+        Throughput(),
+        TraceSteps(start=2, steps=1),
+    )
+    run_ranks(partial(fit_sharded, callbacks=every), folder, text, folder / "result.pt")
     return folder

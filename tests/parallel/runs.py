@@ -43,8 +43,12 @@ class Losses(Callback):
         self.ignored += int((batch["targets_BT"] == -100).sum())
 
 
-def module() -> LitLanguageModel:
-    return make_module(optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2, fused=True))
+def adamw(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=1e-2, fused=True)
+
+
+def module(optimizer: Any = adamw) -> LitLanguageModel:
+    return make_module(optimizer=optimizer)
 
 
 def fit(
@@ -55,6 +59,7 @@ def fit(
     ranks: int = 1,
     ckpt_path: Path | None = None,
     callbacks: tuple[Callback, ...] = (),
+    lit: LitLanguageModel | None = None,
     **settings: Any,
 ) -> None:
     """Train, keeping checkpoints in ``folder/kept``; rank 0 writes what happened to ``result``."""
@@ -70,7 +75,7 @@ def fit(
         devices=ranks,
         **settings,
     )
-    lit = module()
+    lit = lit or module()
     trainer.fit(lit, datamodule=make_data(text, batch_size=BATCH // ranks), ckpt_path=ckpt_path)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(lit, options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import load_checkpoint
-from lit_eff.parallel.consolidate import consolidate
+from lit_eff.parallel.consolidate import consolidate, main
+from lit_eff.training import MuonAdamW
 from tests.parallel.ranks import alone, run_ranks
 from tests.parallel.runs import MAX_STEPS, SAVED_AT, fit, fit_sharded, module, read_result
 from tests.training.callbacks.tiny import same
@@ -43,6 +45,14 @@ def test_it_really_shards_and_trains(one: dict[str, Any], two: Path) -> None:
     for name, weight in fresh.state_dict().items():
         assert not torch.equal(weight, sharded["weights"][name]), f"{name} did not change"
     assert sharded["losses"][-1] < sharded["losses"][0] - 0.1
+
+
+def test_one_rank_reports(two: Path) -> None:
+    (report,) = two.rglob("report.json")
+    assert json.loads(report.read_text(encoding="utf-8"))["status"] == "finished"
+    assert len(list(report.parent.glob("events.out.tfevents.*"))) == 1
+    assert len(list(report.parent.glob("*.pt.trace.json.gz"))) == 1
+    assert len(list(two.rglob("tokenizer.json"))) == 1
 
 
 def test_sharded_resume_is_exact(two: Path, text: Path, tmp_path: Path) -> None:
@@ -80,6 +90,42 @@ def test_consolidated_checkpoint_is_a_plain_one(
     assert read_result(tmp_path / "again")["losses"] == read_result(two)["losses"][SAVED_AT:]
 
 
-def test_consolidate_refuses_other_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a sharded checkpoint"):
-        consolidate(tmp_path)
+def test_one_process_is_told_what_to_do_with_a_folder(two: Path, text: Path, tmp_path: Path) -> None:
+    saved = two / "kept" / f"step={SAVED_AT}.ckpt"
+    with pytest.raises(UserError, match=r"sharded checkpoint .* lit_eff\.parallel\.consolidate"):
+        fit(tmp_path, text, ckpt_path=saved)
+
+
+def test_consolidate_from_the_command_line(
+    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = two / "kept" / f"step={SAVED_AT}.ckpt"
+    assert main([str(saved), str(tmp_path / "out.ckpt")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out.ckpt")
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a sharded checkpoint")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_consolidate_refuses(two: Path, tmp_path: Path, kind: str) -> None:
+    saved = two / "kept" / f"step={SAVED_AT}.ckpt"
+    with pytest.raises(UserError, match="not a sharded checkpoint" if kind == "file" else "is a folder"):
+        consolidate(saved, tmp_path) if kind == "folder" else consolidate(tmp_path / "missing.ckpt")
+
+
+def fit_with_muon(folder: Path, text: Path, result: Path) -> None:
+    fit_sharded(folder, text, result, lit=module(muon))
+
+
+def muon(params: Any) -> torch.optim.Optimizer:
+    return MuonAdamW(params, lr=1e-2)
+
+
+def test_muon_sees_whole_matrices(text: Path, tmp_path: Path) -> None:
+    """Orthogonalising slices would give other steps; whole ones differ by bfloat16 rounding alone."""
+    (tmp_path / "one").mkdir()
+    fit(tmp_path / "one", text, tmp_path / "one" / "result.pt", lit=module(muon))
+    run_ranks(fit_with_muon, tmp_path / "two", text, tmp_path / "result.pt")
+    torch.testing.assert_close(
+        read_result(tmp_path)["losses"], read_result(tmp_path / "one")["losses"], rtol=1e-4, atol=0.0
+    )

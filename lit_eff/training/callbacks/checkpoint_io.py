@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from lit_eff.errors import UserError
 from lit_eff.parallel.durable import publish, scratch_folder, write_failure
 
 
@@ -51,3 +52,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """As Lightning's.
+
+        Raises:
+            UserError: ``path`` is a sharded checkpoint.
+        """
+        if Path(path).is_dir():
+            raise UserError(
+                f"{path} is a sharded checkpoint (a folder): resume with trainer=fsdp, or make a plain "
+                f"one with python -m lit_eff.parallel.consolidate {path}"
+            )
+        return super().load_checkpoint(path, map_location, weights_only)
