@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from lit_eff.kernels.attention.backward import backward_launches
 from lit_eff.kernels.attention.call import AttentionCall
 from lit_eff.kernels.attention.forward import forward_launch
+from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.profiling.compiled import CompiledResources, compile_launch
 
 
 def compiled_resources(
-    head_dim: int,
-    dtype: torch.dtype,
-    capability: int,
-    *,
-    causal: bool = True,
-    window: int | None = None,
-    softcap: float | None = None,
-    documents: bool = False,
-    starts: bool = False,
+    shape: AttentionShape, dtype: torch.dtype, capability: int, *, softcap: float | None = None
 ) -> list[CompiledResources]:
     """Shared memory, registers and spills of the forward and the three backward kernels, in launch order.
 
     Args:
-        head_dim: 16 to 128.
+        shape: which form of the kernels; its element and id sizes are not used. Triton compiles sizes of 1
+            and multiples of 16 apart from the rest.
         dtype: float16, bfloat16 or float32.
         capability: 10 * major + minor of the target; its block sizes are used.
-        causal, window, softcap, documents, starts: which form of the kernels, as in `attention`.
+        softcap: as in :func:`lit_eff.kernels.attention.attention`; the value makes no difference.
 
     Raises:
         UserError: if this process runs Triton's interpreter.
     """
-    tensors: dict[str, Any] = {"dtype": dtype, "device": "meta"}
-    ids_BT = torch.empty(4, 1024, dtype=torch.int64, device="meta") if documents else None
-    starts_B = torch.empty(4, dtype=torch.int64, device="meta") if starts else None
-    q_BTHD = torch.empty(4, 1024, 16, head_dim, **tensors)
-    k_BSKD = torch.empty(4, 1024, 4, head_dim, **tensors)
-    lse_BHT = torch.empty(4, 16, 1024, device="meta")
+    with torch.device("meta"):
+        q_BTHD = torch.empty(shape.batch, shape.queries, shape.heads, shape.head_dim, dtype=dtype)
+        k_BSKD = torch.empty(shape.batch, shape.keys, shape.kv_heads, shape.head_dim, dtype=dtype)
+        lse_BHT = torch.empty(shape.batch, shape.heads, shape.queries)
+        documents_BT = torch.empty(shape.batch, shape.queries, dtype=torch.int64)
+        key_documents_BS = torch.empty(shape.batch, shape.keys, dtype=torch.int64)
+        starts_B = torch.empty(shape.batch, dtype=torch.int64)
     call = AttentionCall(
-        q_BTHD, k_BSKD, k_BSKD, ids_BT, ids_BT, starts_B, 0.125, causal or starts, window, softcap, capability
+        q_BTHD,
+        k_BSKD,
+        k_BSKD,
+        documents_BT if shape.documents else None,
+        key_documents_BS if shape.documents else None,
+        starts_B if shape.starts is not None else None,
+        shape.head_dim**-0.5,
+        shape.is_causal,
+        shape.window,
+        softcap,
+        target=capability,
     )
     launches = [
         forward_launch(call, q_BTHD, lse_BHT),

@@ -15,13 +15,16 @@ from lit_eff.profiling.devices import get_device
 
 PROGRAM = """
 import dataclasses, json, sys, torch
+from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.kernels.attention.resources import compiled_resources
-for head_dim, dtype, capability, options in json.loads(sys.argv[1]):
-    for each in compiled_resources(head_dim, getattr(torch, dtype), capability, **options):
+for dtype, capability, softcap, sizes in json.loads(sys.argv[1]):
+    shape, dtype = AttentionShape(**sizes), getattr(torch, dtype)
+    for each in compiled_resources(shape, dtype, capability, softcap=softcap):
         print(json.dumps(dataclasses.asdict(each)))
 """
-# The same binary runs on every part of a generation: A100 (sm_80) tiles serve the smaller Ada cards too.
+# The sm_80 tiles serve the Ada cards too, whose shared memory is smaller.
 LIMITS = {80: get_device("L4").shared_memory_per_block, 90: get_device("H100 SXM").shared_memory_per_block}
+USUAL = {"batch": 4, "queries": 1024, "keys": 1024, "heads": 16, "kv_heads": 4, "causal": True}
 
 
 def compile_all(requests: list[Any], cache: Path) -> list[dict[str, Any]]:
@@ -39,7 +42,7 @@ def compile_all(requests: list[Any], cache: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_bfloat16_kernels_fit(capability: int, tmp_path: Path) -> None:
-    requests = [(head_dim, "bfloat16", capability, {}) for head_dim in (64, 128)]
+    requests = [("bfloat16", capability, None, {**USUAL, "head_dim": head_dim}) for head_dim in (64, 128)]
     compiled = compile_all(requests, tmp_path)
     assert [each["kernel"] for each in compiled[:4]] == [
         "attention_forward_kernel",
@@ -49,8 +52,16 @@ def test_bfloat16_kernels_fit(capability: int, tmp_path: Path) -> None:
     ]
     for each in compiled:
         assert each["shared_memory_bytes"] <= LIMITS[capability], each
-        assert each["registers_per_thread"] <= 255
-        assert each["spill_store_bytes"] <= 128, each
+        # The dK and dV kernel of head dim 128 keeps a few values out of its inner loop in local memory.
+        assert each["spill_store_bytes"] <= (256 if "key_gradient" in each["kernel"] else 32), each
+
+
+def test_sizes_of_one_compile(tmp_path: Path) -> None:
+    """Triton turns every argument that equals 1 into a constant, which the kernels must not trip over."""
+    one = dict.fromkeys(("batch", "queries", "keys", "heads", "kv_heads"), 1) | {"head_dim": 16}
+    forms: list[dict[str, Any]] = [{}, {"starts": [0], "window": 1, "documents": True}]
+    compiled = compile_all([("float16", 90, 20.0, {**one, **form}) for form in forms], tmp_path)
+    assert len(compiled) == 8
 
 
 @pytest.mark.slow
@@ -59,11 +70,15 @@ def test_every_form_fits(capability: int, tmp_path: Path) -> None:
     forms: list[dict[str, Any]] = [
         {"causal": False},
         {"window": 256},
-        {"softcap": 30.0},
         {"documents": True},
-        {"starts": True, "window": 256, "softcap": 30.0, "documents": True},
+        {"starts": [0] * 4, "window": 256, "documents": True},
     ]
-    requests = [(head_dim, "float16", capability, form) for head_dim in (16, 48, 128) for form in forms]
-    requests += [(head_dim, "float32", capability, {}) for head_dim in (32, 64, 128)]
+    requests: list[Any] = [
+        ("float16", capability, softcap, {**USUAL, "head_dim": head_dim, **form})
+        for head_dim in (16, 48, 128)
+        for form in forms
+        for softcap in (None, 30.0)
+    ]
+    requests += [("float32", capability, None, {**USUAL, "head_dim": head_dim}) for head_dim in (32, 64, 128)]
     for each in compile_all(requests, tmp_path):
         assert each["shared_memory_bytes"] <= LIMITS[capability], each
