@@ -146,7 +146,8 @@ def train(recipe: Recipe) -> Trained:
     trainer.validate(model, data, verbose=False)
     untrained = perplexities()
     trainer.fit(model, data)
-    trainer.validate(model, data, verbose=False)
+    if trainer.global_step % (trainer.val_check_interval or 1):  # the last step was not validated
+        trainer.validate(model, data, verbose=False)
     saved = trainer.checkpoint_callback
     assert isinstance(saved, ModelCheckpoint)
     checkpoint, folder = Path(saved.last_model_path), Path(trainer.log_dir or ".")

@@ -16,6 +16,8 @@ from lit_eff.data.stream import EvaluationBatches, Examples, Position, TrainingS
 from lit_eff.data.tokenizer import vocabulary_size
 from lit_eff.errors import UserError
 
+_SAID: set[str] = set()
+
 
 class CorpusData(LightningDataModule):
     """A corpus with training, validation and test loaders.
@@ -85,7 +87,10 @@ class CorpusData(LightningDataModule):
         self.corpus  # noqa: B018  # built by one process a node, under a lock
 
     def setup(self, stage: str) -> None:
-        rank_zero_info(f"Data: {self.corpus.summary()}")
+        summary = self.corpus.summary()
+        if summary not in _SAID:  # a process may set the same corpus up for several jobs
+            _SAID.add(summary)
+            rank_zero_info(f"Data: {summary}")
         if stage == "fit" and self._batches_processed() == 0:
             self._position.restore(0)  # a new run; a checkpoint, if any, is restored after this
 
