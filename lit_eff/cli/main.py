@@ -38,6 +38,7 @@ COMMANDS = {
         "lit_eff.cli.generate:main", "text from a bundle: autoregressive, certified, lossless", None
     ),
     "serve": Command("lit_eff.cli.serve:main", "OpenAI-compatible server over a bundle", None),
+    "bench": Command("lit_eff.cli.bench:main", "our kernels beside their peers: lit-eff bench NAME"),
     "doctor": Command(
         "lit_eff.cli.doctor:main", "what this machine has, and what each missing piece turns off", None
     ),
