@@ -17,15 +17,9 @@ from lit_eff.training.callbacks import (
 )
 from tests.parallel.ranks import run_ranks
 from tests.parallel.runs import fit, fit_sharded, read_result
-from tests.training.callbacks.tiny import make_data, write_text
+from tests.training.callbacks.corpus import text
 
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text file whose tokens are cached already."""
-    path = write_text(tmp_path_factory.mktemp("corpus"))
-    make_data(path).prepare_data()
-    return path
+__all__ = ["one", "text", "two"]
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,8 @@ class EMA(Callback):
     # --- averaging -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._average, self._raw, self._updates = None, None, 0
+        if stage == "fit":  # a validation right after goes on with the average
+            self._average, self._raw, self._updates = None, None, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._average is None:  # nothing was loaded
@@ -125,8 +126,8 @@ class EMA(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         saved = checkpoint.get("ema_state_dict")
-        if saved is not None:
-            self._average = {name: saved[name].float() for name, _ in pl_module.named_parameters()}
+        names = [name for name, _ in pl_module.named_parameters()]
+        self._average = None if saved is None else {name: saved[name].float() for name in names}
 
 
 def _weights(pl_module: LightningModule) -> dict[str, Tensor]:

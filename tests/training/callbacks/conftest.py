@@ -1,15 +1,3 @@
-from __future__ import annotations
+from tests.training.callbacks.corpus import text
 
-from pathlib import Path
-
-import pytest
-
-from tests.training.callbacks.tiny import make_data, write_text
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text file whose tokens are cached already."""
-    path = write_text(tmp_path_factory.mktemp("corpus"))
-    make_data(path).prepare_data()
-    return path
+__all__ = ["text"]

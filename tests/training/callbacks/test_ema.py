@@ -84,9 +84,12 @@ def test_average_in_validation_and_checkpoint(tmp_path: Path, text: Path, valida
 
 def test_validate_reproduces_the_logged_metrics(tmp_path: Path, text: Path) -> None:
     trainer = make_trainer(tmp_path, EMA(DECAY))
-    trainer.fit(make_module(), datamodule=make_data(text))
+    module = make_module()
+    trainer.fit(module, datamodule=make_data(text))
     logged = dict(trainer.callback_metrics)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
+    (at_once,) = trainer.validate(module, make_data(text), verbose=False)
+    assert all(float(logged[name]) == value for name, value in at_once.items())
 
     def validate(*callbacks: Callback) -> dict[str, Any]:
         other = make_trainer(tmp_path, *callbacks)

@@ -15,11 +15,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_eff.data.classification import ClassificationData
+from lit_eff.data.tokenizer import TokenizerConfig
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import load_checkpoint
 from lit_eff.models.config import ExitConfig
 from lit_eff.models.transformer import Transformer
+from lit_eff.training import LitClassifier
 from lit_eff.training.callbacks import (
+    EMA,
     DepthQualityPlot,
     RunArtifacts,
     RunProgress,
@@ -267,3 +271,26 @@ def test_progress_bars_on_a_terminal(tmp_path: Path, text: Path, monkeypatch: py
     assert "Validating" in shown
     assert "loss 5." in shown
     assert "step 2  validation perplexity" in shown
+
+
+# --- a classifier ------------------------------------------------------------------------------------------
+
+
+def test_every_report_of_a_classifier(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{line},{'long' if len(line) > 80 else 'short'}" for line in text.read_text().splitlines()]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    tokenizer = TokenizerConfig(vocab_size=280)
+    data = ClassificationData(
+        *(str(tmp_path / "rows.csv"), tokenizer), context=32, batch_size=8, cache_dir=str(tmp_path / "cache")
+    )
+    reports = (RunProgress(seconds=0), RunSummary(), DepthQualityPlot(), SampleGenerations(), Throughput())
+    trainer = make_trainer(tmp_path, *reports, RunArtifacts(), EMA(0.9), max_steps=4)
+    trainer.fit(LitClassifier(make_config(labels=2, causal=False)), datamodule=data)
+    shown = capsys.readouterr()
+    assert "Sample generations: off, this model does not write text" in shown.out
+    assert "step 4  validation accuracy 1: " in shown.err
+    report = json.loads((Path(str(trainer.log_dir)) / "report.json").read_text(encoding="utf-8"))
+    assert len(report["training"]["accuracy_per_exit"]) == 3
+    assert "perplexity_per_exit" not in report["training"]
+    assert report["training"]["tokens_per_second"] > 0
+    assert [image.step for image in _events(trainer).Images(TAG)] == [4]

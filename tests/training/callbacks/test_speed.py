@@ -163,18 +163,13 @@ def test_trace_of_the_steps_asked_for(tmp_path: Path, text: Path) -> None:
     assert 0 < sum(shares) <= 100.1
 
 
-def test_a_short_run_is_traced_all_the_same(tmp_path: Path, text: Path) -> None:
-    trace = TraceSteps(start=100, steps=2)
-    make_trainer(tmp_path, trace, max_steps=5).fit(make_module(), datamodule=make_data(text))
+def test_a_short_run_is_traced_all_the_same_and_a_large_trace_not_kept(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = TraceSteps(start=100, steps=1, max_megabytes=0.001)
+    make_trainer(tmp_path, trace, max_steps=3).fit(make_module(), datamodule=make_data(text))
     assert trace.path is not None
-    assert trace.path.is_file()
-
-
-def test_a_large_trace_is_not_kept(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trace = TraceSteps(start=1, steps=1, max_megabytes=0.001)
-    trainer = make_trainer(tmp_path, trace, max_steps=4)
-    trainer.fit(make_module(), datamodule=make_data(text))
-    assert not list(Path(str(trainer.log_dir)).glob("*.trace.json.gz"))
+    assert not trace.path.exists()
     assert "over trace.max_megabytes 0.001" in capsys.readouterr().out
 
 
