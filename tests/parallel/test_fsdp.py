@@ -13,10 +13,10 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import load_checkpoint
 from lit_eff.parallel.consolidate import consolidate, main
-from lit_eff.training import MuonAdamW
+from lit_eff.training import ExitLoss, LitLanguageModel, MuonAdamW
 from tests.parallel.ranks import alone, run_ranks
 from tests.parallel.runs import MAX_STEPS, SAVED_AT, fit, fit_sharded, module, read_result
-from tests.training.callbacks.tiny import same
+from tests.training.callbacks.tiny import make_module, same
 
 pytestmark = pytest.mark.distributed
 
@@ -129,3 +129,23 @@ def test_muon_sees_whole_matrices(text: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(
         read_result(tmp_path)["losses"], read_result(tmp_path / "one")["losses"], rtol=1e-4, atol=0.0
     )
+
+
+def frozen_backbone() -> LitLanguageModel:
+    return make_module(exit_loss=ExitLoss("only_exits"))
+
+
+def fit_exits_alone(folder: Path, text: Path, result: Path) -> None:
+    fit_sharded(folder, text, result, lit=frozen_backbone())
+
+
+def test_heads_of_a_frozen_backbone_get_the_gradients_of_all_ranks(text: Path, tmp_path: Path) -> None:
+    """They are used outside the sharded model's forward, where FSDP2 would not reduce their gradients."""
+    (tmp_path / "one").mkdir()
+    fit(tmp_path / "one", text, tmp_path / "one" / "result.pt", lit=frozen_backbone())
+    run_ranks(fit_exits_alone, tmp_path / "two", text, tmp_path / "result.pt")
+    sharded, one = read_result(tmp_path), read_result(tmp_path / "one")
+    torch.testing.assert_close(sharded["losses"], one["losses"], **CLOSE)
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(sharded["weights"][name], weight, **CLOSE)
+    assert sharded["losses"][-1] < sharded["losses"][0]

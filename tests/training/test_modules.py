@@ -127,6 +127,16 @@ def test_a_language_model_learns_at_every_exit(recipe: str) -> None:
     assert logged >= set(after)
 
 
+def test_a_model_without_early_exits_trains_and_validates() -> None:
+    lit = LitLanguageModel(config(exits=ExitConfig()), optimizer=adamw())
+    run = trainer(4)
+    run.fit(lit, datamodule=Counting())
+    after = run.validate(lit, datamodule=Counting(), verbose=False)[0]
+    assert {name for name in after if "exit" in name} == {
+        f"validation/{measure}_exit_3" for measure in ("perplexity", "accuracy", "agreement", "ece")
+    }
+
+
 def test_a_classifier_learns_at_every_exit() -> None:
     lit = LitClassifier(config(labels=3, causal=False, pooling="first"), optimizer=adamw())
     run = trainer()
