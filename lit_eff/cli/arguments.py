@@ -22,10 +22,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Raises UserError for an unknown option or a value of the wrong type."""
+        for word in argv:  # first, since a misspelt option may be a required one
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions:
+                raise UserError(f"unknown option {name!r}{nearest(name, self._option_string_actions)}")
         options, unknown = self.parse_known_args(argv)
         if unknown:
-            name = unknown[0].partition("=")[0]
-            raise UserError(f"unknown option {name!r}{nearest(name, self._option_string_actions)}")
+            raise UserError(f"unexpected {unknown[0]!r}; see {self.prog} --help")
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -7,6 +7,7 @@ stock LightningCLI configuration (a run's saved ``config.yaml``, say) and is tak
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,23 @@ GROUPS = PACKAGE / "conf"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A composed job: ``values`` are plain types, ready for jsonargparse; ``overrides`` made it so."""
+    """A composed job: ``values`` are plain types, ready for jsonargparse; ``overrides`` made it so.
+
+    ``unset`` are the dotted keys that the recipe leaves to its user (``???``) and no override gave.
+    """
 
     name: str
     values: dict[str, Any]
     overrides: tuple[str, ...]
+    unset: tuple[str, ...] = ()
+
+    def check_set(self, section: str = "", options: Iterable[str] = ()) -> None:
+        """Raises UserError for an unset key of a section, unless one of ``options`` (``--a.b``) sets it."""
+        # jsonargparse takes --data.source for --data.init_args.source
+        given = {option.lstrip("-").partition("=")[0].replace(".init_args", "") for option in options}
+        for key in self.unset:
+            if key.startswith(section) and key.replace(".init_args", "") not in given:
+                raise UserError(f"recipe {self.name!r} leaves {key} to you: add {key}=VALUE")
 
 
 def packaged_recipes() -> list[str]:
@@ -68,8 +81,9 @@ def compose(config: str, overrides: list[str] | None = None) -> Recipe:
     overrides = list(overrides or [])
     raw = _read_yaml(path)
     values = _compose_groups(path, overrides) if "defaults" in raw else override(raw, overrides)
+    unset = tuple(_pop_unset(values))
     name = values.get("name") or path.stem
-    return Recipe(str(name), _flatten_callbacks(_strip_vars(values)), tuple(overrides))
+    return Recipe(str(name), _flatten_callbacks(_strip_vars(values)), tuple(overrides), unset)
 
 
 def is_override(argument: str) -> bool:
@@ -105,7 +119,7 @@ def _compose_groups(path: Path, overrides: list[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
     words = [f"hydra.searchpath=[file://{GROUPS}]"]
     for override in overrides:
@@ -116,12 +130,15 @@ def _compose_groups(path: Path, overrides: list[str]) -> dict[str, Any]:
                 raise UserError(f"no choice {choice!r} in group {key!r}{nearest(choice, choices)}")
             words.append(override)
         else:
-            words.append(override if override[0] in "+~" else f"++{override}")
+            words.append(_quoted(override if override[0] in "+~" else f"++{override}"))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(path.parent), version_base="1.3"):
             composed = hydra_compose(path.stem, overrides=words)
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(composed, resolve=True)
+    except InterpolationToMissingValueError as error:
+        missing = str(error).splitlines()[0].rpartition(" ")[2]
+        raise UserError(f"recipe {path.stem!r} leaves {missing} to you: add {missing}=VALUE") from None
     except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"recipe {path.name} does not compose: {reason}") from None
@@ -129,20 +146,58 @@ def _compose_groups(path: Path, overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def _quoted(word: str) -> str:
+    """Hydra's own grammar needs quotes around values such as ``a=b`` (in names of checkpoints) or ``a b``."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        if equals and value[:1] not in ("[", "{", "(", "'", '"'):
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            return f"{key}='{escaped}'"
+    return word
+
+
 def override(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """``values`` with ``a.b=1`` words applied; for configurations that are composed already."""
     require("omegaconf", "train")
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     config = OmegaConf.create(values)
     for word in overrides:
         key, _, value = word.lstrip("+").partition("=")
         if word.startswith("~"):
             raise UserError(f"{word!r}: removing keys works on recipes with defaults:, not on a saved config")
-        OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
+        if "." not in key and (GROUPS / key).is_dir():
+            raise UserError(
+                f"{word!r}: choosing from a group works on recipes with defaults:, not on a saved config"
+            )
+        try:
+            OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
+        except ValueError:  # a name where a list has numbers
+            raise UserError(
+                f"{word!r}: a part of {key} is a list in a saved config; give its number"
+            ) from None
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"{word!r} does not fit the saved config: {str(error).splitlines()[0]}") from None
     changed = OmegaConf.to_container(config)
     assert isinstance(changed, dict)
     return {str(key): value for key, value in changed.items()}
+
+
+def _pop_unset(values: Any, prefix: str = "") -> Iterator[str]:
+    """Remove the keys whose value is OmegaConf's ``???``, and name them."""
+    for key, value in list(values.items() if isinstance(values, dict) else ()):
+        if value == "???":
+            del values[key]
+            if prefix != "vars.":
+                yield f"{prefix}{key}"
+        else:
+            yield from _pop_unset(value, f"{prefix}{key}.")
 
 
 def _strip_vars(values: dict[str, Any]) -> dict[str, Any]:

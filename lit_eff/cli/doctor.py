@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -14,11 +13,14 @@ import sys
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from lit_eff.cli.arguments import Parser
 
 PACKAGES = {
     "torch": "training, calibration, export (install lit_eff[train])",
-    "triton": "Triton kernels, their interpreter tests and counted traffic (Linux; install lit_eff[train])",
+    "triton": "Triton kernels, their interpreter and counted traffic, on Linux (install lit_eff[train])",
     "lightning": "fit, validate, test, predict (install lit_eff[train])",
     "transformers": "Hugging Face import and export (install lit_eff[hf])",
     "datasets": "hf: data sources (install lit_eff[hf])",
@@ -106,15 +108,15 @@ def findings() -> list[Finding]:
 
 def main(argv: list[str]) -> int:
     """Print the report; exit code 0 whatever is missing, since the base install needs none of it."""
-    parser = argparse.ArgumentParser(prog="lit-eff doctor", description=__doc__)
+    parser = Parser(prog="lit-eff doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     report = findings()
     if options.json:
         print(json.dumps([asdict(finding) for finding in report], indent=2))
         return 0
     table = Table("piece", "found", "what it gives, or what is off without it")
     for finding in report:
-        table.add_row(finding.name, finding.found or "[yellow]missing[/]", finding.effect)
+        table.add_row(finding.name, finding.found or "[yellow]missing[/]", escape(finding.effect))
     Console().print(table)
     return 0

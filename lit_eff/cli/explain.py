@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import pkgutil
 import re
 import typing
 from collections.abc import Iterator
@@ -20,8 +21,15 @@ _UNKNOWN = re.compile(
 )
 _NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|- Expected a <class 'NoneType'>"
-    r"|Given value|Problem with given"
+    r"|Given value|Problem with given|Not a valid subclass|Subclass types expect|- a class path|- a dict "
 )
+_PLACE = re.compile(r'(?:Parser key "([\w.]+)":|([a-z_][\w.]*):) ')
+_REQUIRED = re.compile(r"the following arguments are required: ([\w.]+)|^([\w.]+) is not set, and has")
+_NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_EXPECTED = re.compile(
+    r"Expected an? (<class '[\w.]+'>|typing\.\S+?\[.*?\](?=\.| Got|$)|[\w.\[\], ]+?(?=\. Got|$))"
+)
+_LITERAL = re.compile(r"typing\.Literal\[(.*)\]")
 
 
 def option_names(parser: ArgumentParser) -> Iterator[str]:
@@ -44,16 +52,52 @@ def explain(message: str, options: set[str], values: dict[str, Any]) -> str:
     """
     unknown = [match.group(match.lastgroup or 0) for match in _UNKNOWN.finditer(message)]
     if not unknown:
-        kept = [line.strip() for line in message.splitlines() if not _NOISE.search(line)]
-        return " ".join(kept).replace('Parser key "', 'setting "')
+        return _explain_value(message)
     key = unknown[-1]
+    group = re.match(r"Group '([\w.]+)' does not accept", message)
+    if group:
+        key = f"{group.group(1)}.{key}"
     section = re.match(r'Parser key "([\w.]+)"', message)
     if section:  # inside a class: its parameters, and those of the dataclasses among them
         names = set(_class_names(values.get(section.group(1).partition(".")[0])))
-        return f"unknown setting {key!r} in {section.group(1)}{nearest(key.rpartition('.')[2], names)}"
+        wrong = next((part for part in key.split(".") if part not in names), key)
+        return f"unknown setting {key!r} in {section.group(1)}{nearest(wrong, names)}"
     parent = key.rpartition(".")[0]
     siblings = {name for name in options if name.rpartition(".")[0] == parent} or options
     return f"unknown setting {key!r}{nearest(key, siblings)}"
+
+
+def _explain_value(message: str) -> str:
+    """A value of the wrong type, a class that does not exist, or a check of our own."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if not _NOISE.search(line)]
+    text, where = " ".join(lines), []
+    while match := _PLACE.match(text):  # a class inside a class has a message inside a message
+        where.append(match.group(1) or match.group(2))
+        text = text[match.end() :].removeprefix("- ")
+    if required := _REQUIRED.search(text):
+        return f"{'.'.join([*where, required[1] or required[2]])} is not set, and has no default"
+    if no_class := _NO_CLASS.search(text):
+        module, name = no_class.groups()
+        text = f"{module} has no class {name!r}{nearest(name, _members(module))}"
+    elif kinds := list(dict.fromkeys(_EXPECTED.findall(text))):
+        given = re.search(r"(?:Got|Given) value: (.*)", message)
+        literal = _LITERAL.fullmatch(kinds[0])
+        expected = f"one of {literal[1]}" if literal else " or ".join(map(_type_name, kinds))
+        text = f"expected {expected}, got {given[1]!r}" if given else f"expected {expected}"
+        if literal and given:
+            text += nearest(given[1], re.findall(r"'(\w+)'", literal[1]))
+    return ": ".join(filter(None, [".".join(where), text]))
+
+
+def _members(module: str) -> list[str]:
+    """Public classes of a module, and the modules in it if it is a package."""
+    found = importlib.import_module(module)
+    classes = [name for name, value in vars(found).items() if inspect.isclass(value) and name[0] != "_"]
+    return classes + [entry.name for entry in pkgutil.iter_modules(getattr(found, "__path__", None) or [])]
+
+
+def _type_name(kind: str) -> str:
+    return re.sub(r"<class '([\w.]+)'>", r"\1", kind)
 
 
 def _class_names(values: Any) -> Iterator[str]:

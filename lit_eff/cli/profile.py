@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ def main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         parser.print_help()
         return 0
-    from lit_eff.cli.compose import Recipe, compose
+    from lit_eff.cli.compose import compose
     from lit_eff.cli.lightning import lightning_cli, split_arguments, typed_section
-    from lit_eff.training.callbacks import TraceSteps
 
     config, overrides, rest = split_arguments(argv)
     options = parser.parse(rest)
@@ -41,9 +41,13 @@ def main(argv: list[str]) -> int:
         "limit_val_batches": 0,
         "val_check_interval": None,
         "enable_checkpointing": False,
-        "callbacks": [{"class_path": f"{TraceSteps.__module__}.TraceSteps", "init_args": _schedule(profile)}],
+        "log_every_n_steps": 1,
+        "callbacks": [
+            {"class_path": "lit_eff.training.callbacks.RunProgress"},
+            {"class_path": "lit_eff.training.callbacks.TraceSteps", "init_args": _schedule(profile)},
+        ],
     }
-    cli = lightning_cli(Recipe(recipe.name, {**recipe.values, "trainer": trainer}, recipe.overrides), ["fit"])
+    cli = lightning_cli(replace(recipe, values={**recipe.values, "trainer": trainer}), ["fit"])
     folder = Path(cli.trainer.log_dir or ".")
     console = Console(stderr=options.json)
     traffic = profile_attention(profile, cli.model.config, folder, console)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
+from lit_eff.cli.arguments import Parser
 from lit_eff.cli.compose import RECIPES, find_recipe, packaged_recipes
 
 
 def main(argv: list[str]) -> int:
     """List the packaged recipes, or print one to copy from."""
-    parser = argparse.ArgumentParser(prog="lit-eff recipes", description=__doc__)
+    parser = Parser(prog="lit-eff recipes", description=__doc__)
     parser.add_argument("name", nargs="?", help="a recipe to print")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     if options.name:
         print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
         return 0

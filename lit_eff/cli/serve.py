@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from lit_eff.cli.arguments import UNCERTIFIED_HELP, Parser
+from lit_eff.runtime.bundle import read_manifest
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.config import ServeConfig
 from lit_eff.serving.server import listen, make_server
@@ -14,7 +17,8 @@ def main(argv: list[str]) -> int:
     """Serve until interrupted; exit code 0 then."""
     options = vars(_parser().parse(argv))
     bundle, uncertified = options.pop("bundle"), options.pop("uncertified")
-    config = ServeConfig(**options)
+    given = {name: value for name, value in options.items() if value is not None}
+    config = replace(ServeConfig.from_dict(read_manifest(bundle).serve), **given)
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with listen(config) as listener:
         with notes.status(f"Opening {bundle}"):
@@ -31,16 +35,21 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="lit-eff serve", description=__doc__)
+    parser = Parser(
+        prog="lit-eff serve",
+        description=__doc__,
+        epilog="What is not given comes from the recipe's serve section, kept in the bundle, and then from "
+        "the defaults in parentheses.",
+    )
     defaults = ServeConfig()
     add = parser.add_argument
     add("--bundle", required=True, metavar="DIR", help="a folder that `lit-eff export` wrote")
-    add("--host", default=defaults.host, help=f"where to listen (default {defaults.host})")
-    add("--port", type=int, default=defaults.port, help=f"0 takes a free one (default {defaults.port})")
-    add("--model-name", metavar="NAME", help="what clients call the model; default: the folder's name")
-    add("--threads", type=int, metavar="N", help="of the engine; default: one per core")
-    add("--max-active", type=int, default=defaults.max_active, metavar="N", help="requests that take turns")
-    add("--max-waiting", type=int, default=defaults.max_waiting, metavar="N", help="requests that may wait")
+    add("--host", help=f"where to listen ({defaults.host})")
+    add("--port", type=int, help=f"0 takes a free one ({defaults.port})")
+    add("--model-name", metavar="NAME", help="what clients call the model (the folder's name)")
+    add("--threads", type=int, metavar="N", help="of the engine (one per core)")
+    add("--max-active", type=int, metavar="N", help=f"requests that take turns ({defaults.max_active})")
+    add("--max-waiting", type=int, metavar="N", help=f"requests that may wait ({defaults.max_waiting})")
     add("--uncertified", metavar="THRESHOLDS", help=UNCERTIFIED_HELP)
     return parser
 

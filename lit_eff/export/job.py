@@ -100,6 +100,7 @@ def _write_formats(
         torch=state,
         hf=hf,
         decoding=asdict(decoding),
+        serve=dict(loaded.recipe.get("serve") or {}),
         provenance=_provenance(loaded),
         files=files,
     )

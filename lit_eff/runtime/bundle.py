@@ -90,7 +90,7 @@ class Manifest(_Strict):
         model: ``ModelConfig.to_dict()``.
         exit_layers: layers run at each exit; the last is the whole model.
         onnx, torch, hf: what each format consists of (graphs; a safetensors file; a folder), or ``None``.
-        decoding: the recipe's decoding section: defaults for whoever runs the bundle.
+        decoding, serve: the recipe's sections of these names: defaults for whoever runs the bundle.
         files: SHA-256 of every other file, by its path in the folder.
     """
 
@@ -101,6 +101,7 @@ class Manifest(_Strict):
     torch: str | None
     hf: str | None
     decoding: dict[str, Any]
+    serve: dict[str, Any] = Field(default_factory=dict)
     provenance: Provenance
     files: dict[str, Sha256]
 
@@ -196,7 +197,7 @@ def open_bundle(folder: str | Path) -> Bundle:
         UserError: naming the file that is missing, truncated, altered or of a newer format.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -208,8 +209,13 @@ def open_bundle(folder: str | Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
+def read_manifest(folder: str | Path) -> Manifest:
+    """What a bundle says it holds; its files are not looked at.
+
+    Raises:
+        UserError: for a folder without a manifest, and one that is truncated, altered or of a newer format.
+    """
+    path = Path(folder) / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

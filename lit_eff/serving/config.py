@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lit_eff.errors import UserError
+from lit_eff.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,11 @@ class ServeConfig:
         ):
             if getattr(self, name) < least:
                 raise UserError(f"serve.{name} is {getattr(self, name)}; expected at least {least}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ServeConfig:
+        """From a manifest; raises UserError for a key this version does not know."""
+        for key in values:
+            if key not in cls.__dataclass_fields__:
+                raise UserError(f"unknown serve setting {key!r}{nearest(key, cls.__dataclass_fields__)}")
+        return cls(**values)
