@@ -80,12 +80,13 @@ def draw(curves: Mapping[str, Mapping[int, float]], title: str) -> NDArray[np.ui
             panel.annotate(
                 text, (layer, value), textcoords="offset points", xytext=(0, 6), ha="center", size=8
             )
-        if name == "perplexity" and max(values) > 0 and np.isfinite(values).all():
+        # Within one decade a log axis has no round ticks to read.
+        if name == "perplexity" and np.isfinite(values).all() and max(values) > 10 * min(values) > 0:
             panel.set_yscale("log")
         panel.set_xticks(layers)
         panel.set_xlabel("layers run")
         panel.set_ylabel(LABELS[name])
-        panel.margins(y=0.2)
+        panel.margins(x=0.15, y=0.2)
         panel.grid(alpha=0.3)
     figure.suptitle(title)
     canvas.draw()
