@@ -44,9 +44,9 @@ def key_gradient_tiles(head_dim: int, element_bytes: int, capability: int = 80) 
     wide = padded_head_dim(head_dim) > 64
     if element_bytes == 4:
         return Tiles(32, 32, 8, 1) if wide else Tiles(32, 32, 4, 1)
-    if wide:
-        return Tiles(64, 64, 8, 2)
-    return Tiles(64, 128, 8, 2) if _large_shared_memory(capability) else Tiles(32, 128, 8, 2)
+    if _large_shared_memory(capability):
+        return Tiles(32, 128, 8, 2) if wide else Tiles(64, 128, 8, 2)
+    return Tiles(64, 64, 8, 2) if wide else Tiles(32, 128, 8, 2)
 
 
 def query_gradient_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Tiles:
