@@ -217,6 +217,10 @@ def plain_errors() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
+    except SystemExit as error:  # Lightning's answer to Ctrl-C, where SaveOnInterrupt does not yet listen
+        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     except ValueError as error:  # jsonargparse wraps what a class raises when it is built
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):

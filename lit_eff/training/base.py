@@ -317,7 +317,7 @@ class LitEarlyExit(LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         """``loss`` weighs all exits, whatever the curriculum had on, so that it compares across steps."""
         # torchmetrics squeezes the one value of a model without early exits.
-        metrics = {name: torch.atleast_1d(value_E) for name, value_E in self.exit_metrics.compute().items()}
+        metrics = {name: value_E.reshape(-1) for name, value_E in self.exit_metrics.compute().items()}
         with torch.inference_mode(False):  # or a fit after a validate could not add to the sums
             self.exit_metrics.reset()
         static = dataclasses.replace(self.exit_loss, curriculum=Curriculum())
