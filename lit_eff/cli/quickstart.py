@@ -146,7 +146,8 @@ def train(recipe: Recipe) -> Trained:
     trainer.validate(model, data, verbose=False)
     untrained = perplexities()
     trainer.fit(model, data)
-    if trainer.global_step % (trainer.val_check_interval or 1):  # the last step was not validated
+    batches = trainer.global_step * trainer.accumulate_grad_batches
+    if batches % (trainer.val_check_interval or 1):  # the last step was not validated
         trainer.validate(model, data, verbose=False)
     saved = trainer.checkpoint_callback
     assert isinstance(saved, ModelCheckpoint)
