@@ -155,9 +155,11 @@ def query_range(
 
 @triton.jit
 def load_lse(p_lse, o_m, queries):
-    """Log-sum-exp in base 2; +inf, hence weights of zero, for rows past the end and rows that saw no key."""
-    b_lse = tl.load(p_lse + o_m, mask=o_m < queries, other=float("inf")) * 1.4426950408889634
-    return tl.where(b_lse == float("-inf"), float("inf"), b_lse)
+    """Log-sum-exp in base 2; +inf, hence weights of zero, for rows past the end.
+
+    A row that saw no key has -inf, hence weights of +inf: its blocks are all masked, which makes them zero.
+    """
+    return tl.load(p_lse + o_m, mask=o_m < queries, other=float("inf")) * 1.4426950408889634  # log2 e
 
 
 @triton.jit

@@ -75,3 +75,14 @@ def test_cpu_without_the_interpreter_says_so() -> None:
     )
     assert "needs a CUDA device, not cpu" in done.stdout
     assert "TRITON_INTERPRET=1" in done.stdout
+
+
+def test_strides_too_long_for_the_kernels_are_copied() -> None:
+    """Offsets within a tile are 32-bit: rows 2**25 elements apart do not fit, 2**23 do."""
+    from lit_eff.kernels.attention.call import addressable
+
+    near, far = (
+        torch.empty_strided((1, 4, 2, 16), (2**30, row, 16, 1), device="meta") for row in (2**23, 2**25)
+    )
+    assert addressable(near) is near
+    assert addressable(far).is_contiguous()
