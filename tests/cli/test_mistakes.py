@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -150,26 +151,24 @@ def test_an_unset_key_may_be_set_on_either_side(tiny: list[str], capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "expected"),
+    ("module", "extra", "argv"),
     [
-        ("fit", "lightning", "`lit-eff fit` needs lightning; run: pip install 'lit_eff[train]'"),
-        ("calibrate", "scipy", "`lit-eff calibrate` needs scipy; run: pip install 'lit_eff[train]'"),
-        ("export", "torch", "`lit-eff export` needs torch; run: pip install 'lit_eff[train]'"),
+        ("lightning", "train", ["fit", "--config", "quickstart"]),
+        ("scipy", "train", ["calibrate", "--ckpt_path", "c"]),
+        ("torch", "train", ["export", "--ckpt_path", "c"]),
+        ("onnx", "train", ["export", "--ckpt_path", "c"]),
+        ("hydra", "train", ["profile", "--config", "quickstart"]),
+        ("datasets", "hf", ["fit", "--config", "gpt2_small", "trainer=cpu", "--data.source", "hf:name"]),
     ],
 )
-def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    module: str,
-    expected: str,
-) -> None:
-    real = importlib.import_module
-
-    def without(name: str, package: str | None = None) -> Any:
-        if name.startswith("lit_eff.cli."):  # as its first import would fail
-            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
-        return real(name, package)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    assert expected in one_line(capsys, command, "--help")
+def test_a_missing_extra_is_named(module: str, extra: str, argv: list[str], tmp_path: Path) -> None:
+    """In a process where the library cannot be imported, as when it is not installed."""
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from lit_eff.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert re.search(rf"{module}\b.*; run: pip install 'lit_eff\[{extra}\]'$", done.stderr.rstrip())

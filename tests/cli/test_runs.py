@@ -175,3 +175,17 @@ def test_warnings_that_matter_are_shown(tiny: list[str]) -> None:
     recipe = recipe_of(config, overrides, rest)
     with pytest.warns(UserWarning, match="AMP with fp16 is not supported on CPU"):
         lightning_cli(recipe, [], run=False)
+
+
+@pytest.mark.distributed
+def test_two_processes_make_one_run(tiny: list[str]) -> None:
+    """Lightning starts the second process with this command line."""
+    sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    fewer = ["trainer.callbacks.samples=null", "model.init_args.config.layers=4", "exits.layers=[2]"]
+    command = [sys.executable, "-m", "lit_eff.cli.main", "fit", *tiny, *sharded, *fewer]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 x CPU" in done.stderr
+    (run,) = Path("runs/quickstart").iterdir()
+    assert (run / "config.yaml").is_file()
+    assert len(list((run / "checkpoints" / "last.ckpt").glob("*.distcp"))) == 2  # a slice a process
