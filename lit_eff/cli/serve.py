@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     options = vars(_parser().parse(argv))
     bundle, uncertified = options.pop("bundle"), options.pop("uncertified")
     given = {name: value for name, value in options.items() if value is not None}
+    ServeConfig(**given)  # the command line's own mistakes first
     config = replace(ServeConfig.from_dict(read_manifest(bundle).serve), **given)
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with listen(config) as listener:

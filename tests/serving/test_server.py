@@ -82,9 +82,11 @@ def test_a_taken_port_is_one_clear_line() -> None:
 
 SCRIPT = """
 import sys
+from types import SimpleNamespace
 from lit_eff.cli import serve
 from lit_eff.runtime.text import TextEngine
 from tests.serving.test_server import slow_engine
+serve.read_manifest = lambda folder: SimpleNamespace(serve={})
 TextEngine.open = classmethod(lambda cls, folder, **settings: slow_engine("y" * 40, 0.02))
 code = serve.main(["--bundle", "none", "--port", "0", "--model-name", "tiny"])
 assert not {"torch", "lightning"} & set(sys.modules), "serving imported torch"
