@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 
 from lit_eff.errors import UserError
@@ -238,6 +240,15 @@ def get_device(name: str) -> Device:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names
         raise UserError(f"no device {name!r} in the table of GPU limits; nearest: {', '.join(close)}")
     return device
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version as nvidia-smi tells it, or None without one."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return lines[0] if lines else None
 
 
 def _normal(name: str) -> str:

@@ -85,7 +85,9 @@ def test_serving_side_is_torch_free(place: str) -> None:
         for dotted, at_top in imports(path):
             assert dotted.split(".")[0] != "torch", f"{path} imports torch"
             if at_top and place.startswith("cli/"):
-                assert room_of(dotted) in {None, "cli", "runtime", "serving", *FREE}, f"{path} imports {dotted}"
+                assert room_of(dotted) in {None, "cli", "runtime", "serving", *FREE}, (
+                    f"{path} imports {dotted}"
+                )
 
 
 def test_top_folders_are_never_importable_bare() -> None:

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.kernels.attention import attention, attention_reference, supports, visible_keys
-from lit_eff.profiling.devices import find_device
+from lit_eff.profiling.devices import driver_version, find_device
 
 TOKENS = 16_384  # a batch, whatever the length
 WIDTH = 2_048  # heads times head dim
@@ -257,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "device": name,
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "driver": driver_version(),
         "source": "measured",
         "datasheet_bf16_tflops": device.peak("bfloat16") / 1e12 if device else None,
         "ceilings": _ceilings(),

@@ -53,7 +53,10 @@ class CalibrationConfig:
     procedure: str = "fixed_sequence"
 
     def __post_init__(self) -> None:
-        check_levels(self.delta, self.epsilon)
+        try:
+            check_levels(self.delta, self.epsilon)
+        except UserError as error:
+            raise UserError(f"calibration.{error}") from None
         for name in ("sequences", "test_sequences", "prompt_length", "continuation_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"calibration.{name} is {getattr(self, name)}; expected a positive integer")

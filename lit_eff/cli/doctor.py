@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_eff.cli.arguments import Parser
+from lit_eff.profiling.devices import driver_version
 
 PACKAGES = {
     "torch": "training, calibration, export (install lit_eff[train])",
@@ -65,11 +65,7 @@ def _gpu() -> list[Finding]:
         return [Finding("GPU", None, off)]
     name = torch.cuda.get_device_name()
     capability = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = "unknown"
-    if shutil.which("nvidia-smi"):
-        driver = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()[0]
-    found = f"{torch.cuda.device_count()} x {name} ({capability}, driver {driver})"
+    found = f"{torch.cuda.device_count()} x {name} ({capability}, driver {driver_version() or 'unknown'})"
     return [Finding("GPU", found, f"CUDA {torch.version.cuda}")]
 
 

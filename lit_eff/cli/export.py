@@ -10,8 +10,9 @@ from lit_eff.cli.arguments import Parser
 from lit_eff.export.config import ExportConfig
 from lit_eff.export.job import export_bundle
 from lit_eff.models.checkpoint import LoadedCheckpoint, load_checkpoint
-from lit_eff.runtime.bundle import CERTIFICATE, Bundle, open_bundle
+from lit_eff.runtime.bundle import Bundle, open_bundle
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.manifest import CERTIFICATE
 
 
 def main(argv: list[str]) -> int:

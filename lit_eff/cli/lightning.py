@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from zipfile import is_zipfile
 
+import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,8 +34,6 @@ from lit_eff.profiling.config import ProfileConfig
 from lit_eff.runtime.decoding_config import DecodingConfig
 from lit_eff.serving.config import ServeConfig
 from lit_eff.training.callbacks.artifacts import RunArtifacts, git_commit
-
-COMMANDS = ("fit", "validate", "test", "predict")
 
 # Sections of a recipe beside Lightning's own; each later command reads one.
 SECTIONS: dict[str, type] = {
@@ -142,6 +141,19 @@ class LitEffCLI(LightningCLI):
         if self.subcommand not in (None, "fit"):
             kwargs["logger"] = False  # or each evaluation would leave a run folder of its own
         return super().instantiate_trainer(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Every exit's predictions on the test split, as NumPy arrays (exits, tokens or documents)."""
+        batches = self.trainer.predict(**kwargs) or []
+        path = Path(kwargs.get("ckpt_path") or ".").parent / "predictions.npz"
+        if self.trainer.is_global_zero:
+            names = ("prediction_EN", "confidence_EN", "nll_EN")
+            arrays: Any = {
+                name: np.concatenate([getattr(batch, name) for batch in batches], axis=1) for name in names
+            }
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, exit_layers=self.model.config.exit_layers, **arrays)
+            print(path)
 
     def _job(self) -> str:
         """The parsed recipe as YAML, with every default and override in place."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from lit_eff.cli.arguments import UNCERTIFIED_HELP, Parser
-from lit_eff.runtime.bundle import read_manifest
+from lit_eff.runtime.manifest import read_manifest
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.config import ServeConfig
 from lit_eff.serving.server import listen, make_server

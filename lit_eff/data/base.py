@@ -123,6 +123,9 @@ class CorpusData(LightningDataModule):
     def test_dataloader(self) -> EvaluationBatches:
         return self._evaluation("test")
 
+    def predict_dataloader(self) -> EvaluationBatches:
+        return self.test_dataloader()
+
     def _evaluation(self, split: str) -> EvaluationBatches:
         rank, world_size = self._rank()
         return EvaluationBatches(

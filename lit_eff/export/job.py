@@ -19,9 +19,9 @@ from lit_eff.export.verify import logit_errors
 from lit_eff.files import atomic_path, sha256_file
 from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.models.huggingface import save_hf
-from lit_eff.runtime.bundle import CERTIFICATE, MANIFEST, TOKENIZER, Manifest, Provenance
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
 from lit_eff.runtime.decoding_config import DecodingConfig
+from lit_eff.runtime.manifest import CERTIFICATE, MANIFEST, TOKENIZER, Manifest, Provenance
 from lit_eff.runtime.onnx_runner import OnnxRunner
 
 HF_FOLDER = "hf"

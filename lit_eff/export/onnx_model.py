@@ -17,7 +17,7 @@ from lit_eff.models.block import Block
 from lit_eff.models.config import ModelConfig
 from lit_eff.models.heads import Head
 from lit_eff.models.transformer import Transformer
-from lit_eff.runtime.bundle import OnnxGraphs, Segment
+from lit_eff.runtime.manifest import OnnxGraphs, Segment
 from lit_eff.runtime.onnx_runner import MAX_ROWS
 
 WEIGHTS = "weights.bin"

@@ -30,7 +30,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lit_eff.errors import UserError
-from lit_eff.runtime.bundle import OnnxGraphs
+from lit_eff.runtime.manifest import OnnxGraphs
 
 ROW_TILE = 2
 MAX_ROWS = 64

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -133,6 +134,17 @@ def test_validate_reproduces_the_logged_metrics(
     assert found == {tag: value for tag, (_, value) in last.items()}
     assert "validation/loss" in capsys.readouterr().out  # and prints them
     assert list(tmp_path.iterdir()) == []  # an evaluation leaves no run behind
+
+
+def test_predict_writes_every_exits_predictions(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.home)
+    assert main(["predict", "--ckpt_path", str(run.checkpoint)]) == 0
+    with np.load(run.checkpoint.parent / "predictions.npz") as found:
+        assert found["exit_layers"].tolist()[:2] == [1, 3]
+        exits, tokens = found["prediction_EN"].shape
+        assert (exits, tokens) == found["nll_EN"].shape == found["confidence_EN"].shape
+        assert exits == len(found["exit_layers"])
+        assert 0 < found["confidence_EN"].min() <= found["confidence_EN"].max() <= 1
 
 
 def test_a_run_resumes_from_its_checkpoint_alone(

@@ -13,7 +13,8 @@ from lit_eff.cli.main import main
 from lit_eff.errors import UserError
 from lit_eff.export.config import ExportConfig
 from lit_eff.export.job import export_bundle
-from lit_eff.runtime.bundle import open_bundle, read_manifest
+from lit_eff.runtime.bundle import open_bundle
+from lit_eff.runtime.manifest import read_manifest
 from lit_eff.serving.config import ServeConfig
 from tests.export.models import loaded
 

@@ -17,7 +17,8 @@ import pytest
 from lit_eff.errors import UserError
 from lit_eff.export.config import ExportConfig
 from lit_eff.export.job import export_bundle
-from lit_eff.runtime.bundle import Manifest, open_bundle
+from lit_eff.runtime.bundle import open_bundle
+from lit_eff.runtime.manifest import Manifest
 from tests.export.models import loaded
 
 
