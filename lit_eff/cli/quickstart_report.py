@@ -46,7 +46,7 @@ def show(report: dict[str, Any], path: Path, console: Console) -> None:
             f"{row['layers_per_token']:.2f} of {calibration['layers']}",
             _output(mode, row),
         )
-    modes.caption = f"on {decoding['prompts']} test prompts; the certificate below speaks of averages over many"
+    modes.caption = f"on {decoding['prompts']} test prompts; the certificate speaks of averages over many"
     console.print(modes)
     console.print(calibration["sentence"])
     artifacts = report["artifacts"]
