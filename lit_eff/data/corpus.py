@@ -30,7 +30,7 @@ from lit_eff.data.tokenizer import TokenizerConfig, load_tokenizer
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path, sha256_bytes
 
-_FORMAT = 1  # raised whenever the same settings would give other files
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
