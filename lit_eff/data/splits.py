@@ -19,8 +19,8 @@ DIGEST_BYTES = 16
 class Splits:
     """The fraction of documents in each split; they add up to 1.
 
-    ``calibration`` and ``test`` are for the certificate: neither is seen in training or in validation. They take
-    their documents first, so that moving text between training and validation leaves both as they were.
+    ``calibration`` and ``test`` are for the certificate: neither is seen in training or in validation. They
+    take their documents first, so that moving text between training and validation leaves both as they were.
     """
 
     train: float = 0.9
