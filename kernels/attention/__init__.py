@@ -7,6 +7,17 @@ formulas, `traffic_model` the exact bytes of these kernels, `traffic` the count 
 """
 
 from lit_eff.kernels.attention.interface import Support, attention, supports
-from lit_eff.kernels.attention.reference import attention_reference, visible_keys
+from lit_eff.kernels.attention.reference import (
+    attention_reference,
+    attention_varlen_reference,
+    visible_keys,
+)
 
-__all__ = ["Support", "attention", "attention_reference", "supports", "visible_keys"]
+__all__ = [
+    "Support",
+    "attention",
+    "attention_reference",
+    "attention_varlen_reference",
+    "supports",
+    "visible_keys",
+]

@@ -39,6 +39,14 @@ class AttentionCall:
     window: int | None
     softcap: float | None
     target: int | None = None  # choose tiles for this capability rather than for the tensors' device
+    sinks_H: Tensor | None = None  # float32
+    alibi_H: Tensor | None = None  # float32
+    dropout_p: float = 0.0
+    seed: Tensor | None = None  # one int64, on the tensors' device; there when dropout_p > 0
+    cu_seqlens_q: Tensor | None = None  # int32 or int64; with these, q is (1, N, H, D) and k, v (1, M, K, D)
+    cu_seqlens_k: Tensor | None = None
+    max_seqlen_q: int = 0  # of packed sequences
+    max_seqlen_k: int = 0
 
     @property
     def capability(self) -> int:

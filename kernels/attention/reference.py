@@ -1,14 +1,34 @@
-"""Attention in plain PyTorch: what the kernels are tested against, and the form that runs anywhere.
+"""Attention in plain PyTorch: the definition that the kernels are tested against, and runs anywhere.
 
-Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head dim.
+Shapes: B batch, T query length, S key length, N packed queries, M packed keys, H query heads, K kv heads,
+D head dim.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lit_eff.kernels.attention.dropout import kept_weights
+
+
+def slots_ahead(
+    queries: int, keys: int, *, starts_B: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
+    """How many slots each query stands after each key, int64 (B or 1, T, S); negative for later keys.
+
+    Query t stands at key slot ``starts_B[b] + t``; without ``starts_B`` the last query stands at the last
+    key (bottom-right alignment).
+    """
+    if starts_B is None:
+        offset_B11 = torch.full((1, 1, 1), keys - queries, device=device)
+    else:
+        offset_B11 = starts_B.to(torch.int64)[:, None, None]
+    slot_BT1 = offset_B11 + torch.arange(queries, device=offset_B11.device)[None, :, None]
+    return slot_BT1 - torch.arange(keys, device=offset_B11.device)
 
 
 def visible_keys(
@@ -24,24 +44,21 @@ def visible_keys(
 ) -> Tensor | None:
     """The attention mask: which keys each query sees, or None when every query sees every key.
 
-    Query t stands at key slot ``starts_B[b] + t``; without ``starts_B`` the last query stands at the last
-    key (bottom-right alignment) and ``causal`` decides. With ``starts_B`` the mask is always causal: slots
-    after a query's own hold nothing yet. A window of w lets a query see its own slot and the w - 1 before it.
+    ``causal``: keys up to the query's own slot (see :func:`slots_ahead`); ``starts_B`` implies it, for slots
+    after a query's own hold nothing yet. A window of w lets a query see the slots less than w away from its
+    own. Documents: keys of the query's id only.
 
     Returns:
         bool, (B or 1, T, S); True where the query sees the key.
     """
     mask_BTS: Tensor | None = None
-    if causal or starts_B is not None:
-        if starts_B is None:
-            offset_B11 = torch.full((1, 1, 1), keys - queries, device=device)
-        else:
-            offset_B11 = starts_B.to(torch.int64)[:, None, None]
-        slot_BT1 = offset_B11 + torch.arange(queries, device=offset_B11.device)[None, :, None]
-        key_S = torch.arange(keys, device=offset_B11.device)
-        mask_BTS = key_S <= slot_BT1
+    if causal or starts_B is not None or window is not None:
+        ahead_BTS = slots_ahead(queries, keys, starts_B=starts_B, device=device)
+        mask_BTS = torch.ones_like(ahead_BTS, dtype=torch.bool)
+        if causal or starts_B is not None:
+            mask_BTS = mask_BTS & (ahead_BTS >= 0)
         if window is not None:
-            mask_BTS = mask_BTS & (slot_BT1 - key_S < window)
+            mask_BTS = mask_BTS & (ahead_BTS.abs() < window)
     if documents_BT is not None:
         key_documents_BS = documents_BT if key_documents_BS is None else key_documents_BS
         same_BTS = documents_BT[:, :, None] == key_documents_BS[:, None, :]
@@ -57,26 +74,32 @@ def attention_reference(
     causal: bool = False,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
     scale: float | None = None,
     documents_BT: Tensor | None = None,
     key_documents_BS: Tensor | None = None,
     starts_B: Tensor | None = None,
     return_lse: bool = False,
     accumulate: torch.dtype = torch.float32,
+    first_row: int = 0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Standard attention (FlashAttention, Dao et al. 2022, Algorithm 0), every product in ``accumulate``.
 
-    Arguments as in :func:`lit_eff.kernels.attention.attention`; ``accumulate`` is float32 or float64. A
-    query that sees no key yields zeros, a log-sum-exp of -inf and no gradient.
+    Arguments as in :func:`lit_eff.kernels.attention.attention`; ``accumulate`` is float32 or float64,
+    ``first_row`` the first batch row's index in the dropout mask. A query that sees no key yields zeros and
+    no gradient to the keys.
 
     Returns:
         The output (B, T, H, D) in the dtype of ``q_BTHD``; with ``return_lse`` also the natural log-sum-exp
-        of the scores, (B, H, T) in ``accumulate``.
+        of the scores and sinks, (B, H, T) in ``accumulate``.
     """
-    queries, heads, head_dim = q_BTHD.shape[1:]
+    batch, queries, heads, head_dim = q_BTHD.shape
     keys, kv_heads = k_BSKD.shape[1:3]
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    group = heads // kv_heads
+    group = heads // kv_heads if kv_heads else 1
     q = q_BTHD.to(accumulate)
     k_BSHD = k_BSKD.to(accumulate).repeat_interleave(group, dim=2)
     v_BSHD = v_BSKD.to(accumulate).repeat_interleave(group, dim=2)
@@ -84,6 +107,9 @@ def attention_reference(
     scores_BHTS = torch.einsum("bthd,bshd->bhts", q, k_BSHD) * scale
     if softcap is not None:
         scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
+    if alibi is not None:
+        ahead_BTS = slots_ahead(queries, keys, starts_B=starts_B, device=q.device)
+        scores_BHTS = scores_BHTS - alibi.to(accumulate)[:, None, None] * ahead_BTS[:, None].abs()
     mask_BTS = visible_keys(
         queries,
         keys,
@@ -94,15 +120,59 @@ def attention_reference(
         starts_B=starts_B,
         device=q.device,
     )
-    if mask_BTS is None:
-        weights_BHTS = torch.softmax(scores_BHTS, dim=-1)
-        lse_BHT = torch.logsumexp(scores_BHTS, dim=-1)
-    else:
-        mask = mask_BTS[:, None]
-        sees_any = mask.any(dim=-1, keepdim=True)
-        # A row of -inf would turn into NaN, in the gradient too, so rows without keys go through as zeros.
-        scores_BHTS = scores_BHTS.masked_fill(~mask, -math.inf).masked_fill(~sees_any, 0.0)
-        weights_BHTS = torch.softmax(scores_BHTS, dim=-1) * sees_any
-        lse_BHT = torch.logsumexp(scores_BHTS, dim=-1).masked_fill(~sees_any[..., 0], -math.inf)
+    if mask_BTS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask_BTS[:, None], -math.inf)
+    if sinks is not None:  # one more column, whose value is zero
+        sink_BHT1 = sinks.to(accumulate)[:, None, None].expand(batch, heads, queries, 1)
+        scores_BHTS = torch.cat([scores_BHTS, sink_BHT1], dim=-1)
+    # A row of -inf would turn into NaN, in the gradient too, so rows without anything go through as zeros.
+    empty_BHT1 = (scores_BHTS == -math.inf).all(dim=-1, keepdim=True)
+    scores_BHTS = scores_BHTS.masked_fill(empty_BHT1, 0.0)
+    weights_BHTS = torch.softmax(scores_BHTS, dim=-1).masked_fill(empty_BHT1, 0.0)[..., :keys]
+    lse_BHT = torch.logsumexp(scores_BHTS, dim=-1).masked_fill(empty_BHT1[..., 0], -math.inf)
+    if dropout_p > 0:
+        if seed is None:
+            raise ValueError("attention_reference draws no seed of its own: give one with dropout_p")
+        shape = (batch, heads, queries, keys)
+        kept = kept_weights(dropout_p, seed, shape, first_row=first_row, device=q.device)
+        weights_BHTS = weights_BHTS * kept / (1 - dropout_p)
     out_BTHD = torch.einsum("bhts,bshd->bthd", weights_BHTS, v_BSHD).to(q_BTHD.dtype)
     return (out_BTHD, lse_BHT) if return_lse else out_BTHD
+
+
+def attention_varlen_reference(
+    q_NHD: Tensor,
+    k_MKD: Tensor,
+    v_MKD: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    return_lse: bool = False,
+    accumulate: torch.dtype = torch.float32,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`attention_reference` for each packed sequence on its own; reads the lengths on the host.
+
+    ``options`` are those of :func:`lit_eff.kernels.attention.attention_varlen`.
+
+    Returns:
+        The output (N, H, D); with ``return_lse`` also the log-sum-exp, (H, N) in ``accumulate``.
+    """
+    q_ends, k_ends = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    outs, lses = [q_NHD[:0]], [q_NHD.new_zeros(q_NHD.shape[1], 0, dtype=accumulate)]
+    for row, (q_start, q_end, k_start, k_end) in enumerate(
+        zip(q_ends[:-1], q_ends[1:], k_ends[:-1], k_ends[1:], strict=True)
+    ):
+        out_1THD, lse_1HT = attention_reference(
+            q_NHD[None, q_start:q_end],
+            k_MKD[None, k_start:k_end],
+            v_MKD[None, k_start:k_end],
+            return_lse=True,
+            accumulate=accumulate,
+            first_row=row,
+            **options,
+        )
+        outs.append(out_1THD[0])
+        lses.append(lse_1HT[0])
+    out_NHD = torch.cat(outs)
+    return (out_NHD, torch.cat(lses, dim=1)) if return_lse else out_NHD
