@@ -148,4 +148,9 @@ def test_heads_of_a_frozen_backbone_get_the_gradients_of_all_ranks(text: Path, t
     torch.testing.assert_close(sharded["losses"], one["losses"], **CLOSE)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(sharded["weights"][name], weight, **CLOSE)
-    assert sharded["losses"][-1] < sharded["losses"][0]
+    fresh = frozen_backbone()
+    fresh.configure_model()
+    heads = {name: weight for name, weight in fresh.named_parameters() if weight.requires_grad}
+    assert 0 < len(heads) < len(sharded["weights"])
+    for name, weight in heads.items():  # norms, which start as ones whatever the seed
+        assert not torch.equal(weight, sharded["weights"][name]), f"{name} did not change"
