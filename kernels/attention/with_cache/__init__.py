@@ -1,0 +1,11 @@
+"""Attention on a key/value cache: decoding, verification of drafts (chains and trees), prefill in pieces.
+
+`interface` is the public function, `reference` the plain form, `split` the kernel that walks the cache in
+chunks, `combine` how chunks are joined, `operator` the PyTorch operator, `tiles` the constants that the bits
+depend on, `io_model` the exact bytes.
+"""
+
+from lit_eff.kernels.attention.with_cache.interface import attention_with_cache
+from lit_eff.kernels.attention.with_cache.reference import attention_with_cache_reference, visible_slots
+
+__all__ = ["attention_with_cache", "attention_with_cache_reference", "visible_slots"]

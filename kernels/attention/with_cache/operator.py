@@ -1,0 +1,91 @@
+"""Attention on a cache as a PyTorch operator, so that torch.compile, fake tensors and CUDA graphs know it.
+
+Needs Triton; :mod:`lit_eff.kernels.attention.with_cache.interface` checks arguments and calls it.
+Shapes: B batch, T query length, S cache slots, P pages a row, H query heads, K kv heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lit_eff.kernels.attention.call import addressable
+from lit_eff.kernels.attention.with_cache.call import CacheCall, Partials
+from lit_eff.kernels.attention.with_cache.combine import combine_launch
+from lit_eff.kernels.attention.with_cache.split import split_launch
+from lit_eff.profiling.launch import Launch
+
+WAVES = 16  # programs a multiprocessor at most, so that a large capacity does not start idle programs by thousands
+WHOLE_WAVES = 8  # with this many row tiles a multiprocessor, each program walks its row's whole cache
+
+
+def launches(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor) -> list[Launch]:
+    """What fills the contiguous ``out_BTHD`` and ``lse_BHT``: one launch, or the chunks and then their join.
+
+    How chunks are dealt to programs depends on shapes and device; the bits do not.
+    """
+    tiles = call.tiles
+    bound = call.capacity if call.max_length is None else min(call.capacity, call.max_length)
+    chunks = triton.cdiv(bound, tiles.chunk)
+    row_tiles = triton.cdiv(call.rows, tiles.rows) * call.kv_heads * call.batch
+    if chunks <= 1 or row_tiles >= WHOLE_WAVES * call.processors:
+        return [split_launch(call, out_BTHD, lse_BHT, None, 1)]
+    runs = min(chunks, triton.cdiv(WAVES * call.processors, row_tiles))
+    partials = Partials.empty(call, chunks)
+    return [
+        split_launch(call, out_BTHD, lse_BHT, partials, runs),
+        combine_launch(call, partials, out_BTHD, lse_BHT),
+    ]
+
+
+@torch.library.custom_op("lit_eff::attention_with_cache", mutates_args=())
+def attention_with_cache(
+    q_BTHD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths_B: Tensor,
+    page_table_BP: Tensor | None,
+    query_lengths_B: Tensor | None,
+    tree_mask_BTT: Tensor | None,
+    sinks_H: Tensor | None,
+    alibi_H: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    max_length: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, T, H, D) in the dtype of q and natural log-sum-exp (B, H, T) in float32."""
+    batch, queries, heads, _ = q_BTHD.shape
+    out_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
+    lse_BHT = torch.empty((batch, heads, queries), dtype=torch.float32, device=q_BTHD.device)
+    if out_BTHD.numel() == 0:
+        return out_BTHD, lse_BHT
+    call = CacheCall(
+        q_BTHD,
+        addressable(k_cache),
+        addressable(v_cache),
+        lengths_B.contiguous(),
+        page_table_BP,
+        None if query_lengths_B is None else query_lengths_B.contiguous(),
+        tree_mask_BTT,
+        None if sinks_H is None else sinks_H.float().contiguous(),
+        None if alibi_H is None else alibi_H.float().contiguous(),
+        scale,
+        window,
+        softcap,
+        max_length,
+    )
+    with torch.cuda.device(q_BTHD.device) if q_BTHD.is_cuda else nullcontext():
+        for launch in launches(call, out_BTHD, lse_BHT):
+            launch.run()
+    return out_BTHD, lse_BHT
+
+
+@attention_with_cache.register_fake
+def _(q_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, queries, heads, _d = q_BTHD.shape
+    return q_BTHD.new_empty(q_BTHD.shape), q_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
