@@ -37,9 +37,7 @@ def traffic_markdown(records: Sequence[KernelTraffic]) -> str:
     lines = ["| kernel | shape | quantity | value | source | how |", "| --- | --- | --- | --- | --- | --- |"]
     for record in records:
         shape = ", ".join(f"{name} {value}" for name, value in record.shape.items())
-        for each in (record, record.baseline):
-            if each is None:
-                continue
+        for each in with_baseline(record):
             for quantity, numbers in each.numbers.items():
                 lines += [_row(each.kernel, shape, quantity, number) for number in numbers]
         if record.baseline is not None and record.baseline_ratio is not None:
@@ -51,14 +49,24 @@ def traffic_markdown(records: Sequence[KernelTraffic]) -> str:
     return "\n".join(lines)
 
 
+def with_baseline(record: KernelTraffic) -> list[KernelTraffic]:
+    """The record, its parts, its baseline and the baseline's parts: what a table shows, in order."""
+    shown = [record, *record.parts]
+    return shown + (with_baseline(record.baseline) if record.baseline is not None else [])
+
+
 def _row(kernel: str, shape: str, quantity: str, number: Number) -> str:
     value = "unavailable" if number.value is None else f"{number.value:,} {UNITS[quantity]}"
     return f"| {kernel} | {shape} | {quantity} | {value} | {number.source} | {number.detail} |"
 
 
 def _ratio_source(record: KernelTraffic) -> str:
-    own = "counted" if record.hbm_bytes("counted") is not None else "modelled"
-    return own if own == "modelled" else "counted, over modelled"
+    """Of the ratio: one word where both sides come from the same, else the kernel's and the baseline's."""
+    assert record.best_hbm_bytes is not None
+    assert record.baseline is not None
+    assert record.baseline.best_hbm_bytes is not None
+    own, other = record.best_hbm_bytes[1], record.baseline.best_hbm_bytes[1]
+    return own if own == other else f"{own}, over {other}"
 
 
 def traffic_figure(records: Sequence[KernelTraffic]) -> Figure | None:

@@ -49,13 +49,15 @@ class KernelTraffic:
     """One kernel at one shape.
 
     ``numbers`` maps a quantity (a key of :data:`UNITS`) to what each source says of it; ``baseline`` is
-    another way to compute the same result, for the ratio.
+    another way to compute the same result, for the ratio. Where several kernels make one result, ``numbers``
+    are their sums and ``parts`` the kernels in order.
     """
 
     kernel: str
     shape: dict[str, int | str | bool]
     numbers: dict[str, tuple[Number, ...]] = field(default_factory=dict)
     baseline: KernelTraffic | None = None
+    parts: tuple[KernelTraffic, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = set(self.numbers) - set(UNITS)
@@ -87,10 +89,16 @@ class KernelTraffic:
 
     @property
     def baseline_ratio(self) -> float | None:
-        """The baseline's HBM bytes over this kernel's (counted where there is a count)."""
-        own = self.hbm_bytes("counted") or self.hbm_bytes("modelled")
-        other = self.baseline.hbm_bytes("modelled") if self.baseline else None
-        return other / own if own and other else None
+        """The baseline's HBM bytes over this kernel's (each counted where there is a count)."""
+        own, other = self.best_hbm_bytes, self.baseline.best_hbm_bytes if self.baseline else None
+        return other[0] / own[0] if own and other and own[0] else None
+
+    @property
+    def best_hbm_bytes(self) -> tuple[int, Source] | None:
+        """HBM bytes and where they come from: counted rather than modelled, None where neither is known."""
+        sources: tuple[Source, ...] = ("counted", "modelled")
+        known = ((self.hbm_bytes(source), source) for source in sources)
+        return next(((value, source) for value, source in known if value is not None), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -103,4 +111,5 @@ class KernelTraffic:
             name: tuple(Number(**number) for number in each) for name, each in values["numbers"].items()
         }
         baseline = cls.from_dict(values["baseline"]) if values["baseline"] else None
-        return cls(values["kernel"], dict(values["shape"]), numbers, baseline)
+        parts = tuple(cls.from_dict(part) for part in values.get("parts", ()))
+        return cls(values["kernel"], dict(values["shape"]), numbers, baseline, parts)

@@ -16,6 +16,7 @@ from lit_eff.kernels.attention.traffic import count_forward
 from lit_eff.models.config import ModelConfig
 from lit_eff.profiling.config import ProfileConfig
 from lit_eff.profiling.devices import get_device
+from lit_eff.profiling.tensorboard import with_baseline
 from lit_eff.profiling.traffic import KernelTraffic
 
 
@@ -83,8 +84,8 @@ def profile_attention(
 ) -> KernelTraffic:
     """Count the Triton attention forward kernel at the model's heads; show it, and write it to TensorBoard.
 
-    The traffic is counted by running the very kernel in Triton's interpreter, beside its formula and
-    standard attention's.
+    The traffic is counted by running the very kernel in Triton's interpreter, and standard attention's three
+    beside it; each count stands beside its formula.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -109,17 +110,18 @@ def profile_attention(
 
 
 def show_traffic(traffic: KernelTraffic, console: Console) -> None:
-    """A table of HBM bytes: counted and modelled of the kernel, modelled of standard attention."""
+    """A table of HBM bytes, counted and modelled: of the kernel, and of standard attention and its parts."""
     shape = ", ".join(f"{name} {value}" for name, value in traffic.shape.items())
     table = Table(
         "kernel", "source", "read, bytes", "written, bytes", title=f"HBM traffic requested: {shape}"
     )
-    for record in filter(None, (traffic, traffic.baseline)):
+    records = with_baseline(traffic)
+    for record in records:
         for source in ("counted", "modelled"):
             read, written = record.get("read_bytes", source), record.get("written_bytes", source)
             if read is not None and written is not None:
                 table.add_row(record.kernel, source, f"{read:,}", f"{written:,}")
-    same = "equal to the byte" if traffic.counted_equals_modelled else "DIFFERENT"
+    same = "equal to the byte" if all(each.counted_equals_modelled for each in records) else "DIFFERENT"
     table.caption = (
         f"counted and modelled are {same}; standard attention asks for {traffic.baseline_ratio:.1f}x"
     )

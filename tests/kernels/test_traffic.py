@@ -88,8 +88,24 @@ def test_record_of_a_causal_count() -> None:
     # Distinct sectors: each of Q, K and V once, however often its blocks are read; 48 of 64 lanes.
     assert record.get("read_sector_bytes", "counted") == 200 * 48 * 2 * (2 + 1 + 1)
     assert record.get("written_sector_bytes", "counted") == record.get("written_bytes", "counted")
-    assert record.baseline is not None
-    assert record.baseline.hbm_bytes("modelled") == 2 * (4 * 2 * 200 * 200 + 2 * 2 * 200 * 48 + 2 * 200 * 48)
+    standard = record.baseline
+    assert standard is not None
+    assert standard.counted_equals_modelled
+    assert [part.kernel for part in standard.parts] == [
+        "standard_scores_kernel",
+        "standard_softmax_kernel",
+        "standard_output_kernel",
+    ]
+    assert all(part.counted_equals_modelled for part in standard.parts)
+    # The paper's formula is what a perfect cache leaves: 4 N^2 + 4 N d elements; K and V of one head.
+    formula = 2 * (4 * 2 * 200 * 200 + 2 * 2 * 200 * 48 + 2 * 200 * 48)
+    for source in ("counted", "modelled"):
+        read, written = (standard.get(f"{name}_sector_bytes", source) for name in ("read", "written"))
+        assert read is not None
+        assert written is not None
+        assert read + written == formula
+    # Two query tiles of two heads request K and V: three times more than that.
+    assert standard.hbm_bytes("counted") == formula + 3 * 2 * (2 * 200 * 48)
     assert record.baseline_ratio is not None
     assert record.baseline_ratio > 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lit_eff.profiling.tensorboard import traffic_figure, traffic_markdown, writ
 from lit_eff.profiling.traffic import KernelTraffic, Number
 
 
-def record(counted: int = 100) -> KernelTraffic:
+def record(counted: int = 100, parts: tuple[KernelTraffic, ...] = ()) -> KernelTraffic:
     modelled = {
         "read_bytes": (Number(900, "modelled", "formula"),),
         "written_bytes": (Number(100, "modelled", "formula"),),
@@ -24,7 +25,7 @@ def record(counted: int = 100) -> KernelTraffic:
         "seconds": (Number(None, "unavailable", "no GPU"),),
     }
     shape: dict[str, int | str | bool] = {"queries": 1024, "causal": True}
-    return KernelTraffic("tiled", shape, numbers, KernelTraffic("standard", shape, modelled))
+    return KernelTraffic("tiled", shape, numbers, KernelTraffic("standard", shape, modelled, parts=parts))
 
 
 def test_numbers_come_with_their_source() -> None:
@@ -44,8 +45,24 @@ def test_numbers_come_with_their_source() -> None:
         KernelTraffic("x", {}, {"bytes": ()})
 
 
-def test_record_goes_through_json() -> None:
+def test_baseline_is_taken_as_counted_where_it_was() -> None:
+    counted = {name: (Number(250, "counted"),) for name in ("read_bytes", "written_bytes")}
     traffic = record()
+    assert "counted, over modelled |" in traffic_markdown([traffic]).splitlines()[-1]
+    traffic = replace(traffic, baseline=KernelTraffic("standard", {}, counted))
+    assert traffic.baseline_ratio == 4.0
+    assert "| counted |" in traffic_markdown([traffic]).splitlines()[-1]
+
+
+def test_parts_follow_their_sum() -> None:
+    part = KernelTraffic("one of three", {}, {"read_bytes": (Number(7, "counted"),)})
+    lines = traffic_markdown([record(parts=(part,))]).splitlines()
+    assert lines[-2].startswith("| one of three |")
+    assert "read_bytes | 7 B | counted" in lines[-2]
+
+
+def test_record_goes_through_json() -> None:
+    traffic = record(parts=(KernelTraffic("one of three", {}, {"flops": (Number(7, "modelled"),)}),))
     assert KernelTraffic.from_dict(json.loads(json.dumps(traffic.to_dict()))) == traffic
 
 

@@ -67,9 +67,9 @@ def standard_attention(
     if not support:
         raise UserError(f"standard attention cannot run: {support.reason}")
     batch, queries, heads, head_dim = q_BTHD.shape
-    tensors = (addressable(x.detach()) for x in (q_BTHD, k_BSKD, v_BSKD))
+    q, k, v = (addressable(tensor.detach()) for tensor in (q_BTHD, k_BSKD, v_BSKD))
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    call = AttentionCall(*tensors, None, None, None, scale, causal, window, None)
+    call = AttentionCall(q, k, v, None, None, None, scale, causal, window, None)
     scores_BHTS = q_BTHD.new_empty(batch, heads, queries, k_BSKD.shape[1])
     weights_BHTS = torch.empty_like(scores_BHTS)
     out_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
@@ -77,7 +77,8 @@ def standard_attention(
         return out_BTHD
     if scores_BHTS.numel() == 0:
         return out_BTHD.zero_()
-    with torch.cuda.device_of(q_BTHD):  # Triton launches on the current device, which need not be the tensor's
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(q_BTHD):  # type: ignore[no-untyped-call]
         for launch in standard_launches(call, scores_BHTS, weights_BHTS, out_BTHD):
             launch.run()
     return out_BTHD

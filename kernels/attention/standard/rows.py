@@ -29,6 +29,4 @@ def head_rows(
 
 def strides(letter: str, tensor: Tensor) -> dict[str, int]:
     """Element strides under the kernels' argument names: batch, rows, head, dim."""
-    return {
-        f"stride_{letter}{axis}": stride for axis, stride in zip("brhd", tensor.stride(), strict=True)
-    }
+    return {f"stride_{letter}{axis}": stride for axis, stride in zip("brhd", tensor.stride(), strict=True)}

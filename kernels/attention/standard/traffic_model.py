@@ -1,4 +1,4 @@
-"""The exact bytes that the three standard kernels request from HBM; Algorithm 0's formula is their lower bound.
+"""The exact bytes that the three standard kernels request from HBM; Algorithm 0's formula bounds them below.
 
 Pure arithmetic. The formula (`io_model.standard_forward`: 4 N^2 + 4 N d elements a head) moves every matrix
 once. These kernels do so for Q, S, P and O, and read K and V once a query tile, which caches may serve; rows
