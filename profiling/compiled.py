@@ -61,19 +61,20 @@ def compile_launch(launch: Launch, capability: int) -> CompiledResources:
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel = launch.kernel
     if not isinstance(kernel, triton.JITFunction):
         raise UserError(f"{launch.name} was imported with TRITON_INTERPRET set; unset it to compile kernels")
     signature, constants, attributes = _signature(kernel, launch.arguments)
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    source_type = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = source_type(kernel, signature, constants, attributes)
     log = io.StringIO()
     # Registers and spills stand only in the assembler's own log, which a cached kernel no longer has.
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
     return CompiledResources(
         kernel=launch.name,
         capability=capability,
@@ -95,27 +96,43 @@ def _from_log(log: str, pattern: str) -> int:
 
 def _signature(
     kernel: Any, arguments: dict[str, Any]
-) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-    """Types, constants and alignments as Triton would derive them when launching with these arguments."""
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
-    for index, parameter in enumerate(kernel.params):
-        name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[name] = "constexpr"
-            constants[name] = value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[(index,)] = ALIGNED
-        elif type(value) is int:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    """Types, constants and alignments as Triton would derive them when launching with these arguments.
+
+    Constants and alignments are found by path: the argument's index, then indices within (named) tuples.
+    """
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def type_of(value: Any, path: tuple[int, ...], where: str, is_constant: bool) -> Any:
+        if is_constant or value is None or (type(value) is int and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            types = [type_of(each, (*path, i), f"{where}[{i}]", False) for i, each in enumerate(value)]
+            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+        if isinstance(value, torch.Tensor):
+            attributes[path] = ALIGNED
+            return POINTERS[value.dtype]
+        if hasattr(value, "block_shape"):  # a tensor descriptor; only Gluon's have a layout
+            block = f"{POINTERS[value.base.dtype][1:]}{list(value.block_shape)}"
+            layout = f",{value.layout!r}" if hasattr(value, "layout") else ""
+            return f"tensordesc<{block}{layout}>"
+        if type(value) is int:
             if value % 16 == 0:
-                attributes[(index,)] = ALIGNED
-        elif type(value) is float:
-            signature[name] = "fp32"
-        else:
-            raise TypeError(
-                f"argument {name} of {kernel.__name__}: no Triton type for {type(value).__name__}"
-            )
+                attributes[path] = ALIGNED
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+        if type(value) is float:
+            return "fp32"
+        raise TypeError(f"argument {where}: no Triton type for {type(value).__name__}")
+
+    signature = {
+        parameter.name: type_of(
+            arguments[parameter.name],
+            (index,),
+            f"{parameter.name} of {kernel.__name__}",
+            parameter.is_constexpr,
+        )
+        for index, parameter in enumerate(kernel.params)
+    }
     return signature, constants, attributes

@@ -97,7 +97,7 @@ class _Counter:
         """Learn the address range of each tensor argument of the kernel about to run."""
         ranges = sorted(
             (*extent, name.removeprefix("p_"))
-            for name, value in arguments.items()
+            for name, value in _named_leaves(arguments)
             if (extent := _extent(value))
         )
         merged: list[tuple[int, int, str]] = []
@@ -142,6 +142,16 @@ class _Counter:
         if isinstance(count.sectors, set):  # a bitmap over the tensor: faster than a set of a million numbers
             count.sectors = np.zeros((int(self._ends[index]) >> SECTOR_SHIFT) - first + 1, bool)
         count.sectors[(sectors - np.uint64(first)).astype(np.int64)] = True
+
+
+def _named_leaves(arguments: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Arguments by name; a named tuple's fields by theirs, but ``pointer`` by the tuple's."""
+    for name, value in arguments.items():
+        if hasattr(value, "_fields"):
+            fields = {name if field == "pointer" else field: each for field, each in value._asdict().items()}
+            yield from _named_leaves(fields)
+        else:
+            yield name, value
 
 
 def _extent(value: Any) -> tuple[int, int] | None:

@@ -6,7 +6,8 @@ pieces in `blocks`, `operator` their PyTorch operators, `tiles` the block sizes,
 formulas, `traffic_model` the exact bytes of these kernels, `traffic` the count beside the formula.
 """
 
-from lit_eff.kernels.attention.interface import Support, attention, supports
+from lit_eff.kernels.attention.interface import Support, attention, attention_varlen, explain, supports
+from lit_eff.kernels.attention.paths import Path, use_path
 from lit_eff.kernels.attention.reference import (
     attention_reference,
     attention_varlen_reference,
@@ -14,10 +15,14 @@ from lit_eff.kernels.attention.reference import (
 )
 
 __all__ = [
+    "Path",
     "Support",
     "attention",
     "attention_reference",
+    "attention_varlen",
     "attention_varlen_reference",
+    "explain",
     "supports",
+    "use_path",
     "visible_keys",
 ]

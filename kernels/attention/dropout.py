@@ -24,7 +24,7 @@ WORD = 0xFFFFFFFF
 
 
 def keep_threshold(dropout_p: float) -> int:
-    """A weight is kept when the upper 31 bits of its word reach this: probabilities are multiples of 2^-31."""
+    """A weight is kept when the upper 31 bits of its word reach this."""
     return min(round(dropout_p * 2**31), 2**31 - 1)
 
 

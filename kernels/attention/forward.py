@@ -14,7 +14,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lit_eff.kernels.attention.blocks import key_range, load_rows, scores, sees, store_rows
+from lit_eff.kernels.attention.blocks import (
+    head_of,
+    keeps,
+    key_range,
+    load_ids,
+    load_rows,
+    row_of,
+    rows_of,
+    scores,
+    sees,
+    statistic_of,
+    store_rows,
+    with_bias,
+)
 from lit_eff.kernels.attention.call import AttentionCall
 from lit_eff.kernels.attention.tiles import forward_tiles
 from lit_eff.profiling.launch import Launch
@@ -22,28 +35,22 @@ from lit_eff.profiling.launch import Launch
 
 @triton.jit
 def _walk_keys(
-    b_acc, b_sum, b_max, b_q, o_slot, b_document, p_k, p_v, p_key_documents,
-    stride_ks, stride_kd, stride_vs, stride_vd, stride_es,
-    start, stop, keys, window, score_scale, cap,
+    b_acc, b_sum, b_max, b_q, k, v, o_m, b_document, start, stop, head, rule, documents,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, SOFTCAP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr, ROUNDS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Fold the key blocks in [start, stop) into the running (output, sum, maximum) of each query."""
     for n in tl.range(start, stop, BLOCK_N):
         o_n = n + tl.arange(0, BLOCK_N)
-        b_k = load_rows(p_k, n, keys, stride_ks, stride_kd, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        b_s = scores(b_q, b_k, score_scale, cap, SOFTCAP)
+        b_k = load_rows(k, n, head.keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
+        b_s = with_bias(scores(b_q, b_k, rule), o_m[:, None], o_n[None, :], head)
         if MASKED:
-            b_key_document = o_n
-            if DOCUMENTS:
-                b_key_document = tl.load(
-                    p_key_documents + o_n.to(tl.int64) * stride_es, mask=o_n < keys, other=0
-                )
-            m_sees = sees(
-                o_slot[:, None], o_n[None, :], keys, b_document[:, None], b_key_document[None, :],
-                window, CAUSAL, WINDOWED, DOCUMENTS,
-            )  # fmt: skip
+            b_key_document = None
+            if documents is not None:
+                b_key_document = load_ids(
+                    documents.key_ids, documents.stride_kb, documents.stride_ks, head.i_b, o_n, head.keys
+                )[None, :]
+            m_sees = sees(o_m[:, None], o_n[None, :], b_document, b_key_document, head, rule, CAUSAL)
             b_s = tl.where(m_sees, b_s, float("-inf"))
         b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
         b_reference = b_new_max
@@ -53,7 +60,9 @@ def _walk_keys(
         b_decay = tl.exp2(b_max - b_reference)
         b_sum = b_sum * b_decay + tl.sum(b_p, 1)
         b_acc = b_acc * b_decay[:, None]
-        b_v = load_rows(p_v, n, keys, stride_vs, stride_vd, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
+        if rule.seed is not None:  # the sum is over all weights: dropout comes after the softmax
+            b_p = tl.where(keeps(o_m[:, None], o_n[None, :], head, rule, ROUNDS), b_p, 0.0)
+        b_v = load_rows(v, n, head.keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
         b_max = b_new_max
     return b_acc, b_sum, b_max
@@ -61,102 +70,72 @@ def _walk_keys(
 
 @triton.jit
 def attention_forward_kernel(
-    p_q, p_k, p_v, p_out, p_lse, p_documents, p_key_documents, p_starts,
-    stride_qb, stride_qt, stride_qh, stride_qd,
-    stride_kb, stride_ks, stride_kh, stride_kd,
-    stride_vb, stride_vs, stride_vh, stride_vd,
-    stride_ob, stride_ot, stride_oh, stride_od,
-    stride_db, stride_dt, stride_eb, stride_es,
-    queries, keys, group, window, score_scale, cap,
+    q, k, v, out, lse, sinks, sizes, rule, documents,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, SOFTCAP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    STARTS: tl.constexpr,
+    CAUSAL: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     # The last queries see the most keys: start them first, so that no long program is left for the end.
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
     i_h = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    i_kv = i_h // group
+    row = row_of(sizes, rule.seed, i_b)
+    head = head_of(row, rule, i_h)
+    k = rows_of(k, i_b, i_h // sizes.group, row.first_key)
+    v = rows_of(v, i_b, i_h // sizes.group, row.first_key)
     o_m = first + tl.arange(0, BLOCK_M)
-    offset = keys - queries
-    if STARTS:
-        offset = tl.load(p_starts + i_b).to(tl.int32)
-    b_document = o_m
-    if DOCUMENTS:
-        p_documents += i_b * stride_db
-        p_key_documents += i_b * stride_eb
-        b_document = tl.load(p_documents + o_m.to(tl.int64) * stride_dt, mask=o_m < queries, other=0)
-    p_k += i_b * stride_kb + i_kv * stride_kh
-    p_v += i_b * stride_vb + i_kv * stride_vh
+    b_document = None
+    if documents is not None:
+        b_document = load_ids(
+            documents.query_ids, documents.stride_qb, documents.stride_qt, i_b, o_m, head.queries
+        )[:, None]
     b_q = load_rows(
-        p_q + i_b * stride_qb + i_h * stride_qh,
-        first,
-        queries,
-        stride_qt,
-        stride_qd,
-        HEAD_DIM,
-        BLOCK_M,
-        BLOCK_D,
-        True,
+        rows_of(q, i_b, i_h, row.first_query), first, head.queries, HEAD_DIM, BLOCK_M, BLOCK_D, True
     )
+    start, inner_start, inner_stop, stop = key_range(first, head, rule, documents, BLOCK_M, BLOCK_N, CAUSAL)
 
-    start, inner_start, inner_stop, stop = key_range(
-        first, offset, queries, keys, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOWED, DOCUMENTS
-    )
     b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    if WINDOWED:
+    if sinks is not None:  # as if each query had already seen one key of this score, whose value is zero
+        b_sum += 1.0
+        b_max = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + i_h) * 1.4426950408889634  # log2 e
+    if rule.window is not None or documents is not None:
         b_acc, b_sum, b_max = _walk_keys(
-            b_acc, b_sum, b_max, b_q, o_m + offset, b_document, p_k, p_v, p_key_documents,
-            stride_ks, stride_kd, stride_vs, stride_vd, stride_es,
-            start, tl.minimum(inner_start, stop), keys, window, score_scale, cap,
-            HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, WINDOWED, SOFTCAP, DOCUMENTS, True,
-        )  # fmt: skip
-    if not DOCUMENTS:
-        b_acc, b_sum, b_max = _walk_keys(
-            b_acc, b_sum, b_max, b_q, o_m + offset, b_document, p_k, p_v, p_key_documents,
-            stride_ks, stride_kd, stride_vs, stride_vd, stride_es,
-            inner_start, inner_stop, keys, window, score_scale, cap,
-            HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, WINDOWED, SOFTCAP, DOCUMENTS, False,
+            b_acc, b_sum, b_max, b_q, k, v, o_m, b_document, start, tl.minimum(inner_start, stop),
+            head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
         )  # fmt: skip
     b_acc, b_sum, b_max = _walk_keys(
-        b_acc, b_sum, b_max, b_q, o_m + offset, b_document, p_k, p_v, p_key_documents,
-        stride_ks, stride_kd, stride_vs, stride_vd, stride_es,
-        inner_stop, stop, keys, window, score_scale, cap,
-        HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, WINDOWED, SOFTCAP, DOCUMENTS, True,
+        b_acc, b_sum, b_max, b_q, k, v, o_m, b_document, inner_start, inner_stop,
+        head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, False,
+    )  # fmt: skip
+    b_acc, b_sum, b_max = _walk_keys(
+        b_acc, b_sum, b_max, b_q, k, v, o_m, b_document, inner_stop, stop,
+        head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
     )  # fmt: skip
 
     # A query that saw nothing has a maximum of -inf and a sum of 0, divided as 1: output 0, log-sum-exp -inf.
     b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
     b_acc = b_acc / b_sum[:, None]
+    if rule.seed is not None:
+        b_acc *= rule.keep_scale
     b_lse = (b_max + tl.log2(b_sum)) * 0.6931471805599453  # ln 2: the scores are in base 2
-    i_bh = i_b * tl.num_programs(1) + i_h
-    tl.store(p_lse + i_bh * queries + o_m, b_lse, mask=o_m < queries)
+    tl.store(statistic_of(lse, i_b, i_h, row.first_query) + o_m, b_lse, mask=o_m < head.queries)
     store_rows(
-        p_out + i_b * stride_ob + i_h * stride_oh,
-        b_acc,
-        first,
-        queries,
-        stride_ot,
-        stride_od,
-        HEAD_DIM,
-        BLOCK_M,
-        BLOCK_D,
+        rows_of(out, i_b, i_h, row.first_query), b_acc, first, head.queries, HEAD_DIM, BLOCK_M, BLOCK_D
     )
 
 
-def forward_launch(call: AttentionCall, out_BTHD: Tensor, lse_BHT: Tensor) -> Launch:
-    """The launch that fills ``out_BTHD`` and the contiguous float32 ``lse_BHT``."""
-    batch, queries, heads, head_dim = call.q_BTHD.shape
-    tiles = forward_tiles(head_dim, call.q_BTHD.element_size(), call.capability)
+def forward_launches(call: AttentionCall, out_BTHD: Tensor, lse_BHT: Tensor) -> list[Launch]:
+    """The launches that fill ``out_BTHD`` and the contiguous float32 ``lse_BHT``."""
+    tiles = forward_tiles(call.head_dim, call.q_BTHD.element_size(), call.capability)
+    ranges, documents = call.documents(tiles.block_m)
     arguments = {
-        **call.arguments(),
-        **call.strides("o", out_BTHD),
-        "p_out": out_BTHD,
-        "p_lse": lse_BHT,
+        **call.arguments(documents),
+        "out": call.rows(out_BTHD),
+        "lse": call.statistic(lse_BHT),
+        "sinks": call.sinks_H,
         "BLOCK_M": tiles.block_m,
         "BLOCK_N": tiles.block_n,
     }
-    grid = (triton.cdiv(queries, tiles.block_m), heads, batch)
-    return Launch(attention_forward_kernel, grid, arguments, tiles.num_warps, tiles.num_stages)
+    grid = (triton.cdiv(call.queries, tiles.block_m), call.heads, call.batch)
+    return [*ranges, Launch(attention_forward_kernel, grid, arguments, tiles.num_warps, tiles.num_stages)]

@@ -17,6 +17,9 @@ from math import ceil
 STATISTIC_BYTES = 4  # log-sum-exp, row sums and maxima are kept in float32
 
 
+Rows = tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True)
 class AttentionShape:
     """One attention call. ``causal`` is bottom-right, unless ``starts`` gives each batch row's first slot."""
@@ -32,7 +35,11 @@ class AttentionShape:
     window: int | None = None
     starts: tuple[int, ...] | None = None
     id_bytes: int = 8  # size of a document id or a start
-    documents: bool = False
+    documents: Rows | None = None  # ids of the queries, batch row by batch row
+    key_documents: Rows | None = None
+    sinks: bool = False
+    alibi: bool = False
+    dropout: bool = False
 
     def offsets(self) -> tuple[int, ...]:
         """Key slot of each batch row's first query."""
@@ -47,8 +54,10 @@ class AttentionShape:
         start, stop = 0, self.keys
         if self.is_causal:
             stop = min(stop, max(first + count + offset, 0))
-            if self.window is not None:
-                start = max(first + offset - self.window + 1, 0)
+        elif self.window is not None:
+            stop = min(stop, max(first + count - 1 + offset + self.window, 0))
+        if self.window is not None:
+            start = max(first + offset - self.window + 1, 0)
         return start, max(stop, start)
 
     def visible_pairs(self) -> int:

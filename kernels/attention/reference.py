@@ -7,6 +7,7 @@ D head dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -148,31 +149,38 @@ def attention_varlen_reference(
     cu_seqlens_k: Tensor,
     *,
     return_lse: bool = False,
-    accumulate: torch.dtype = torch.float32,
     **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`attention_reference` for each packed sequence on its own; reads the lengths on the host.
 
-    ``options`` are those of :func:`lit_eff.kernels.attention.attention_varlen`.
+    ``options`` are those of :func:`lit_eff.kernels.attention.attention_varlen`, and ``accumulate``.
 
     Returns:
         The output (N, H, D); with ``return_lse`` also the log-sum-exp, (H, N) in ``accumulate``.
     """
-    q_ends, k_ends = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    outs, lses = [q_NHD[:0]], [q_NHD.new_zeros(q_NHD.shape[1], 0, dtype=accumulate)]
-    for row, (q_start, q_end, k_start, k_end) in enumerate(
-        zip(q_ends[:-1], q_ends[1:], k_ends[:-1], k_ends[1:], strict=True)
-    ):
-        out_1THD, lse_1HT = attention_reference(
-            q_NHD[None, q_start:q_end],
-            k_MKD[None, k_start:k_end],
-            v_MKD[None, k_start:k_end],
-            return_lse=True,
-            accumulate=accumulate,
-            first_row=row,
-            **options,
-        )
-        outs.append(out_1THD[0])
-        lses.append(lse_1HT[0])
-    out_NHD = torch.cat(outs)
-    return (out_NHD, torch.cat(lses, dim=1)) if return_lse else out_NHD
+    out_NHD, lse_HN = each_sequence(
+        attention_reference, (q_NHD, k_MKD, v_MKD), (cu_seqlens_q, cu_seqlens_k), return_lse, **options
+    )
+    return out_NHD if lse_HN is None else (out_NHD, lse_HN)
+
+
+def each_sequence(
+    attend: Callable[..., Tensor | tuple[Tensor, Tensor]],
+    tensors: tuple[Tensor, Tensor, Tensor],
+    cu_seqlens: tuple[Tensor, Tensor],
+    return_lse: bool,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Split packed q, k and v, ``attend`` within each sequence, and join: (N, H, D) and (H, N)."""
+    q_lengths, k_lengths = (lengths.diff().tolist() for lengths in cu_seqlens)
+    split = [torch.split(x, n) for x, n in zip(tensors, (q_lengths, k_lengths, k_lengths), strict=True)]
+    results = [
+        attend(q[None], k[None], v[None], return_lse=return_lse, first_row=row, **options)
+        for row, (q, k, v) in enumerate(zip(*split, strict=True))
+    ]
+    if not results:
+        q_NHD = tensors[0]
+        return torch.zeros_like(q_NHD), q_NHD.new_zeros(q_NHD.shape[1], 0) if return_lse else None
+    outs = [result[0] if isinstance(result, tuple) else result for result in results]
+    lses = [result[1][0] for result in results if isinstance(result, tuple)]
+    return torch.cat(outs, dim=1)[0], torch.cat(lses, dim=1) if return_lse else None

@@ -6,7 +6,7 @@ import torch
 
 from lit_eff.kernels.attention.backward import backward_launches
 from lit_eff.kernels.attention.call import AttentionCall
-from lit_eff.kernels.attention.forward import forward_launch
+from lit_eff.kernels.attention.forward import forward_launches
 from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.profiling.compiled import CompiledResources, compile_launch
 
@@ -33,21 +33,27 @@ def compiled_resources(
         documents_BT = torch.empty(shape.batch, shape.queries, dtype=torch.int64)
         key_documents_BS = torch.empty(shape.batch, shape.keys, dtype=torch.int64)
         starts_B = torch.empty(shape.batch, dtype=torch.int64)
+        per_head = torch.empty(shape.heads)
+        seed = torch.empty(1, dtype=torch.int64)
     call = AttentionCall(
         q_BTHD,
         k_BSKD,
         k_BSKD,
-        documents_BT if shape.documents else None,
-        key_documents_BS if shape.documents else None,
+        documents_BT if shape.documents is not None else None,
+        key_documents_BS if shape.documents is not None else None,
         starts_B if shape.starts is not None else None,
         shape.head_dim**-0.5,
         shape.is_causal,
         shape.window,
         softcap,
         target=capability,
+        sinks_H=per_head if shape.sinks else None,
+        alibi_H=per_head if shape.alibi else None,
+        dropout_p=0.1 if shape.dropout else 0.0,
+        seed=seed,
     )
     launches = [
-        forward_launch(call, q_BTHD, lse_BHT),
+        *forward_launches(call, q_BTHD, lse_BHT),
         *backward_launches(call, q_BTHD, lse_BHT, q_BTHD, None, lse_BHT, q_BTHD, k_BSKD, k_BSKD),
     ]
     return [compile_launch(launch, capability) for launch in launches]

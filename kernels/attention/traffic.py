@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from lit_eff.errors import UserError
-from lit_eff.kernels.attention.interface import TRITON_INSTALLED, check_masks, check_shapes
+from lit_eff.kernels.attention.checks import check_options, check_shapes
+from lit_eff.kernels.attention.interface import TRITON_INSTALLED
 from lit_eff.kernels.attention.io_model import (
     AttentionShape,
     Traffic,
@@ -76,7 +77,7 @@ def count_forward(
     q_BTHD = torch.empty(batch, queries, heads, head_dim, device="meta")
     k_BSKD = torch.empty(batch, keys, kv_heads, head_dim, device="meta")
     check_shapes(q_BTHD, k_BSKD, k_BSKD)
-    check_masks(q_BTHD, k_BSKD, causal, window, None, None, None, None)
+    check_options(q_BTHD, window=window)
     request: dict[str, Any] = {
         "batch": batch,
         "heads": heads,
@@ -146,7 +147,7 @@ def _standard(
 def _count(request: dict[str, Any]) -> dict[str, Counts]:
     """Counts by kernel, of one forward and one standard attention on the same tensors."""
     from lit_eff.kernels.attention.call import AttentionCall
-    from lit_eff.kernels.attention.forward import forward_launch
+    from lit_eff.kernels.attention.forward import forward_launches
     from lit_eff.kernels.attention.standard import standard_launches
     from lit_eff.profiling.counted import count_traffic
 
@@ -174,7 +175,7 @@ def _count(request: dict[str, Any]) -> dict[str, Counts]:
     out_BTHD = torch.empty_like(q_BTHD)
     scores_BHTS, weights_BHTS = (torch.empty(*lse_BHT.shape, request["keys"], dtype=dtype) for _ in range(2))
     launches = [
-        forward_launch(call, out_BTHD, lse_BHT),
+        *forward_launches(call, out_BTHD, lse_BHT),
         *standard_launches(call, scores_BHTS, weights_BHTS, out_BTHD),
     ]
     with count_traffic() as counts:

@@ -40,6 +40,11 @@ class Case:
 
     def arguments(self, device: str = "cpu") -> dict[str, Any]:
         arguments = dict(self.options)
+        for seed, name in enumerate(("sinks", "alibi")):
+            if name in arguments:  # given as how large they are
+                generator = torch.Generator().manual_seed(seed)
+                values = torch.rand(self.heads, generator=generator) * arguments[name]
+                arguments[name] = values.to(device)
         if self.documents:
             generator = torch.Generator().manual_seed(1)
             for name, rows in (("documents_BT", self.queries), ("key_documents_BS", self.keys)):

@@ -93,7 +93,9 @@ def test_operator_check() -> None:
     k = torch.randn(1, 24, 1, 16, requires_grad=True)
     ids = (torch.zeros(1, 20, dtype=torch.int64), torch.zeros(1, 24, dtype=torch.int64))
     for masks in ((None, None, None), (*ids, torch.tensor([4]))):
-        torch.library.opcheck(attention_forward, (q, k, k, *masks, 0.25, True, None, None))
+        torch.library.opcheck(
+            attention_forward, (q, k, k, *masks, *5 * (None,), 0, 0, 0.25, True, None, None, 0.0)
+        )
 
 
 def test_traces_without_graph_breaks() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,28 +98,72 @@ TILES = st.builds(
 )
 
 
+IDS = st.lists(st.integers(-1, 3), min_size=40, max_size=40)
+
+
+def visited(
+    shape: AttentionShape, tiles: Tiles
+) -> tuple[set[tuple[int, int, bool]], set[tuple[int, int, bool]]]:
+    """(first query, first key, masked) of the tiles that the kernels owning queries, or keys, visit."""
+    by_query = {
+        (first, n, masked)
+        for first in range(0, shape.queries, tiles.block_m)
+        for n, masked in key_range(shape, tiles, first, 0).blocks(tiles.block_n)
+    }
+    by_key = {
+        (m, first, masked)
+        for first in range(0, shape.keys, tiles.block_n)
+        for m, masked in query_range(shape, tiles, first, 0).blocks(tiles.block_m)
+    }
+    return by_query, by_key
+
+
+def seen(shape: AttentionShape) -> np.ndarray:
+    """(T, S): which keys each query of the first batch row sees."""
+    ids = {}
+    if shape.documents is not None and shape.key_documents is not None:
+        ids["documents_BT"] = torch.tensor(shape.documents[:1])
+        ids["key_documents_BS"] = torch.tensor(shape.key_documents[:1])
+    mask = visible_keys(shape.queries, shape.keys, causal=shape.causal, window=shape.window, **ids)
+    return np.ones((shape.queries, shape.keys), bool) if mask is None else mask[0].numpy()
+
+
+def needed(shape: AttentionShape, tiles: Tiles) -> set[tuple[int, int]]:
+    tile = np.array([tiles.block_m, tiles.block_n])
+    return set(map(tuple, (np.argwhere(seen(shape)) // tile * tile).tolist()))
+
+
 @given(SHAPES, TILES)
 def test_kernel_loops_visit_exactly_the_blocks_that_are_seen(shape: AttentionShape, tiles: Tiles) -> None:
     """A pair of blocks is visited if and only if some query of the one sees some key of the other."""
-    window = shape.window if shape.causal else None
-    mask = visible_keys(shape.queries, shape.keys, causal=shape.causal, window=window)
-    seen = [
-        (t, s) for t in range(shape.queries) for s in range(shape.keys) if mask is None or bool(mask[0, t, s])
-    ]
-    offset = shape.keys - shape.queries
-    by_query = {
-        (first, n)
-        for first in range(0, shape.queries, tiles.block_m)
-        for n in key_range(shape, tiles, first, offset)
-    }
-    by_key = {
-        (m, first)
-        for first in range(0, shape.keys, tiles.block_n)
-        for m in query_range(shape, tiles, first, offset)
-    }
-    needed = {(t // tiles.block_m * tiles.block_m, s // tiles.block_n * tiles.block_n) for t, s in seen}
-    assert by_query == by_key == needed
-    assert shape.visible_pairs() == len(seen) * shape.batch * shape.heads
+    for tiles_visited in visited(shape, tiles):
+        assert {(m, n) for m, n, _ in tiles_visited} == needed(shape, tiles)
+    assert shape.visible_pairs() == seen(shape).sum() * shape.batch * shape.heads
+
+
+@given(SHAPES, TILES, st.none() | IDS, st.booleans())
+def test_blocks_without_masks_are_seen_whole(
+    shape: AttentionShape, tiles: Tiles, ids: list[int] | None, ordered: bool
+) -> None:
+    """Also with documents, whatever the order of their ids; and no block that is seen is left out."""
+    if ids is not None:
+        ids = sorted(ids, key=lambda i: i % 2**64) if ordered else ids
+        rows = {"documents": ids[: shape.queries], "key_documents": ids[-shape.keys :]}
+        shape = replace(shape, **{name: (tuple(row),) * shape.batch for name, row in rows.items()})
+    mask = seen(shape)
+    for tiles_visited in visited(shape, tiles):
+        assert {(m, n) for m, n, _ in tiles_visited} >= needed(shape, tiles)
+        for m, n, masked in tiles_visited:
+            assert masked or mask[m : m + tiles.block_m, n : n + tiles.block_n].all()
+
+
+def test_ordered_documents_are_skipped_between() -> None:
+    """Four documents of four blocks each: every tile visits its own document only, and masks nothing."""
+    ids = (tuple(i // 32 for i in range(128)),)
+    shape = AttentionShape(1, 128, 128, 1, 1, 16, documents=ids, key_documents=ids)
+    for tiles_visited in visited(shape, Tiles(8, 8, 4, 1)):
+        assert len(tiles_visited) == 4 * 4 * 4
+        assert not any(masked for _, _, masked in tiles_visited)
 
 
 @given(SHAPES, TILES)

@@ -13,12 +13,19 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention import tiles as tile_table
 from lit_eff.kernels.attention import traffic_model
-from lit_eff.kernels.attention.io_model import AttentionShape
+from lit_eff.kernels.attention.io_model import AttentionShape, Traffic
 from lit_eff.kernels.attention.traffic import count_forward
 from lit_eff.profiling.counted import KernelCount, count_traffic
 from tests.kernels.cases import CASES, Case
 
-GRADIENT_CASES = [CASES[2], CASES[3], CASES[4], CASES[8], CASES[11]]
+# All else that adds requests: sinks, slopes, a seed, windows without causality, one id all along a row.
+MORE = [
+    Case(1, 70, 90, 2, 1, 16, {"window": 20, "sinks": 2, "alibi": 2}),
+    Case(1, 200, 140, 2, 1, 16, {"causal": True, "dropout_p": 0.5, "seed": 1, "alibi": 2}),
+    Case(1, 300, 260, 1, 1, 16, documents=1),
+    Case(2, 200, 200, 2, 1, 16, {"causal": True, "window": 150}, documents=2),
+]
+GRADIENT_CASES = [CASES[2], CASES[3], CASES[4], CASES[8], CASES[11], *MORE]
 
 
 def by_tensor(count: KernelCount) -> tuple[dict[str, int], dict[str, int]]:
@@ -39,23 +46,46 @@ def shape_of(case: Case) -> AttentionShape:
         causal=case.options.get("causal", False),
         window=case.options.get("window"),
         starts=case.starts,
-        documents=bool(case.documents),
+        documents=ids(case, "documents_BT"),
+        key_documents=ids(case, "key_documents_BS"),
+        sinks="sinks" in case.options,
+        alibi="alibi" in case.options,
+        dropout="dropout_p" in case.options,
     )
 
 
+def ids(case: Case, name: str) -> tuple[tuple[int, ...], ...] | None:
+    tensor = case.arguments().get(name)
+    return None if tensor is None else tuple(map(tuple, tensor.tolist()))
+
+
+def assert_counts(counts: list[KernelCount], expected: list[tuple[str, Traffic]]) -> None:
+    """Kernel by kernel, tensor by tensor, to the byte, without atomics."""
+    assert [count.kernel for count in counts] == [name for name, _ in expected]
+    for count, (_, modelled) in zip(counts, expected, strict=True):
+        reads, writes = by_tensor(count)
+        assert reads == {name: value for name, value in modelled.reads.items() if value}, count.kernel
+        assert writes == modelled.writes, count.kernel
+        assert count.atomic_bytes == 0
+
+
+def ranges(shape: AttentionShape, own: int, other: int, block: int) -> list[tuple[str, Traffic]]:
+    if shape.documents is None:
+        return []
+    return [("document_ranges_kernel", traffic_model.document_ranges_traffic(shape, own, other, block))]
+
+
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + MORE, ids=str)
 def test_forward_counts_as_modelled(case: Case) -> None:
     from lit_eff.kernels.attention import attention
 
-    with count_traffic() as launches:
+    with count_traffic() as counts:
         attention(*case.tensors(torch.float32), **case.arguments())
-    (count,) = launches
-    modelled = traffic_model.forward_traffic(shape_of(case), tile_table.forward_tiles(case.head_dim, 4))
-    reads, writes = by_tensor(count)
-    assert reads == {name: value for name, value in modelled.reads.items() if value}
-    assert writes == modelled.writes
-    assert count.atomic_bytes == 0
+    shape, tiles = shape_of(case), tile_table.forward_tiles(case.head_dim, 4)
+    expected = ranges(shape, case.queries, case.keys, tiles.block_m)
+    expected += [("attention_forward_kernel", traffic_model.forward_traffic(shape, tiles))]
+    assert_counts(counts, expected)
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -65,19 +95,38 @@ def test_backward_counts_as_modelled(case: Case) -> None:
 
     q, k, v = (tensor.requires_grad_() for tensor in case.tensors(torch.float32))
     out, lse = attention(q, k, v, return_lse=True, **case.arguments())
-    with count_traffic() as launches:
+    with count_traffic() as counts:
         torch.autograd.backward([out, lse], [torch.randn_like(out), torch.randn_like(lse)])
     shape = shape_of(case)
-    models = [
-        traffic_model.delta_traffic(shape, lse_gradient=True),
-        traffic_model.key_gradient_traffic(shape, tile_table.key_gradient_tiles(case.head_dim, 4)),
-        traffic_model.query_gradient_traffic(shape, tile_table.query_gradient_tiles(case.head_dim, 4)),
-    ]
-    for count, modelled in zip(launches, models, strict=True):
-        reads, writes = by_tensor(count)
-        assert reads == {name: value for name, value in modelled.reads.items() if value}, count.kernel
-        assert writes == modelled.writes, count.kernel
-        assert count.atomic_bytes == 0
+    key_tiles = tile_table.key_gradient_tiles(case.head_dim, 4)
+    query_tiles = tile_table.query_gradient_tiles(case.head_dim, 4)
+    key_gradient = traffic_model.key_gradient_traffic(shape, key_tiles)
+    query_gradient = traffic_model.query_gradient_traffic(shape, query_tiles)
+    assert_counts(
+        counts,
+        [
+            ("attention_delta_kernel", traffic_model.delta_traffic(shape, lse_gradient=True)),
+            *ranges(shape, case.keys, case.queries, key_tiles.block_n),
+            ("attention_key_gradient_kernel", key_gradient),
+            *ranges(shape, case.queries, case.keys, query_tiles.block_m),
+            ("attention_query_gradient_kernel", query_gradient),
+        ],
+    )
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_blocks_of_other_documents_are_not_read() -> None:
+    """Eight documents of 64 tokens, causal: keys read fall to what the documents span."""
+    from lit_eff.kernels.attention import attention
+
+    q, k = torch.randn(1, 512, 1, 16), torch.randn(1, 512, 1, 16)
+    documents = torch.arange(512)[None] // 64
+    with count_traffic() as counts:
+        attention(q, k, k.clone(), causal=True, documents_BT=documents)
+    read = {name: count.loads.requested_bytes for name, count in counts[-1].tensors.items()}
+    tiles = tile_table.forward_tiles(16, 4)
+    spanned = sum(max(tiles.block_m, 64) for _ in range(0, 512, tiles.block_m))
+    assert read["k"] == spanned * 16 * 4
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -134,9 +183,9 @@ def test_count_runs_where_the_kernels_are_compiled() -> None:
     ("change", "message"),
     [
         ({"dtype": "bfloat16"}, "cannot be counted"),
-        ({"head_dim": 200}, "outside 16 to 128"),
+        ({"head_dim": 300}, "outside 16 to 256"),
         ({"kv_heads": 3}, "not a multiple"),
-        ({"causal": False, "window": 4}, "needs causal"),
+        ({"window": 0}, "at least 1"),
     ],
 )
 def test_bad_requests_are_named(change: dict[str, object], message: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.call import AttentionCall, addressable
-from lit_eff.kernels.attention.interface import check_shapes, supports
+from lit_eff.kernels.attention.checks import check_shapes
+from lit_eff.kernels.attention.interface import supports
 from lit_eff.kernels.attention.standard.output import output_launch
 from lit_eff.kernels.attention.standard.scores import scores_launch
 from lit_eff.kernels.attention.standard.softmax import softmax_launch
