@@ -19,11 +19,18 @@ class Launch:
     arguments: dict[str, Any] = field(repr=False)
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None  # a thread; what warp-specialised kernels share out among their warps
 
     @property
     def name(self) -> str:
         return str(self.kernel.__name__)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton takes beside the kernel's own arguments."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
+
     def run(self) -> Any:
         """Launch on the current device and stream, or in the interpreter; returns what Triton returns."""
-        return self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+        return self.kernel[self.grid](**self.arguments, **self.options)
