@@ -75,16 +75,15 @@ class Row(NamedTuple):
     offset: Any  # slot of the first query
     first_query: Any  # rows of the tensors where its queries and keys start: 0 unless packed
     first_key: Any
-    seed: Any
 
 
 class Head(NamedTuple):
     """Within kernels: one head of a batch row, with all that the row has."""
 
     i_h: Any
-    slope: Any  # of ALiBi, in base 2
     i_b: Any
     queries: Any
     keys: Any
     offset: Any
+    slope: Any  # of ALiBi, in base 2, and dropout's seed: zeros where these are off
     seed: Any

@@ -33,7 +33,7 @@ def attention_delta_kernel(
     first = tl.program_id(0) * BLOCK_M
     i_h = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    row = row_of(sizes, None, i_b)
+    row = row_of(sizes, i_b)
     o_m = first + tl.arange(0, BLOCK_M)
     m_m = o_m < row.queries
     out = rows_of(out, i_b, i_h, row.first_query)

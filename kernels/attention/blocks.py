@@ -15,7 +15,7 @@ from lit_eff.kernels.attention.arguments import Head, Row, Rows
 
 
 @triton.jit
-def row_of(sizes, p_seed, i_b):
+def row_of(sizes, i_b):
     """What the programs of batch row ``i_b`` need to know of it."""
     queries, keys = sizes.queries, sizes.keys
     first_query, first_key = 0, 0
@@ -27,19 +27,18 @@ def row_of(sizes, p_seed, i_b):
     offset = keys - queries
     if sizes.starts is not None:
         offset = tl.load(sizes.starts + i_b).to(tl.int32)
-    seed = None
-    if p_seed is not None:
-        seed = tl.load(p_seed)
-    return Row(i_b, queries, keys, offset, first_query, first_key, seed)
+    return Row(i_b, queries, keys, offset, first_query, first_key)
 
 
 @triton.jit
 def head_of(row, rule, i_h):
     """Query head ``i_h`` of a row."""
-    slope = None
+    slope, seed = 0.0, 0
     if rule.slopes is not None:
         slope = tl.load(rule.slopes + i_h) * 1.4426950408889634  # log2 e
-    return Head(i_h, slope, row.i_b, row.queries, row.keys, row.offset, row.seed)
+    if rule.seed is not None:
+        seed = tl.load(rule.seed)
+    return Head(i_h, row.i_b, row.queries, row.keys, row.offset, slope, seed)
 
 
 @triton.jit
@@ -143,9 +142,9 @@ def score_gradient(b_p, b_dp, b_delta, b_s, rule):
 
 
 @triton.jit
-def with_bias(b_s, o_m, o_n, head):
+def with_bias(b_s, o_m, o_n, head, rule):
     """Scores with ALiBi's -slope * |slot - key| (Press et al. 2022), exact in float32 up to 2^24 slots."""
-    if head.slope is not None:
+    if rule.slopes is not None:
         b_s -= head.slope * tl.abs((o_m + head.offset).to(tl.float32) - o_n.to(tl.float32))
     return b_s
 

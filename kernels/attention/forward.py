@@ -43,7 +43,7 @@ def _walk_keys(
     for n in tl.range(start, stop, BLOCK_N):
         o_n = n + tl.arange(0, BLOCK_N)
         b_k = load_rows(k, n, head.keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        b_s = with_bias(scores(b_q, b_k, rule), o_m[:, None], o_n[None, :], head)
+        b_s = with_bias(scores(b_q, b_k, rule), o_m[:, None], o_n[None, :], head, rule)
         if MASKED:
             b_key_document = None
             if documents is not None:
@@ -78,7 +78,7 @@ def attention_forward_kernel(
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
     i_h = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    row = row_of(sizes, rule.seed, i_b)
+    row = row_of(sizes, i_b)
     head = head_of(row, rule, i_h)
     k = rows_of(k, i_b, i_h // sizes.group, row.first_key)
     v = rows_of(v, i_b, i_h // sizes.group, row.first_key)

@@ -47,7 +47,7 @@ def _walk_queries(
         o_m = m + tl.arange(0, BLOCK_M)
         b_q = load_rows(q, m, head.queries, HEAD_DIM, BLOCK_M, BLOCK_D, True)
         b_capped = scores(b_k, b_q, rule)
-        b_s = with_bias(b_capped, o_m[None, :], o_n[:, None], head)
+        b_s = with_bias(b_capped, o_m[None, :], o_n[:, None], head, rule)
         b_lse = load_lse(p_lse, o_m, head.queries)
         b_delta = tl.load(p_delta + o_m, mask=o_m < head.queries, other=0.0)
         b_p = tl.exp2(b_s - b_lse[None, :])
@@ -82,7 +82,7 @@ def attention_key_gradient_kernel(
     first = tl.program_id(0) * BLOCK_N
     i_kv = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    row = row_of(sizes, rule.seed, i_b)
+    row = row_of(sizes, i_b)
     o_n = first + tl.arange(0, BLOCK_N)
     b_key_document = None
     if documents is not None:

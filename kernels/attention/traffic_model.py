@@ -141,7 +141,7 @@ def _extras(shape: AttentionShape, programs: int, heads: int, query_ids: int, ke
     if shape.alibi:
         reads["slopes"] = heads * STATISTIC_BYTES
     if shape.dropout:
-        reads["seed"] = programs * SEED_BYTES
+        reads["seed"] = heads * SEED_BYTES
     return reads
 
 
