@@ -21,6 +21,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+FIRST_TURN = gl.constexpr(12)  # of 16 named barriers; Triton counts its own from 0 up
 ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
 
@@ -113,11 +114,15 @@ def wait_empty(empty, n):
 
 @gluon.jit
 def turn_wait(who: gl.constexpr):
-    """Wait for the turn of warpgroup ``who`` of two."""
-    gl.inline_asm_elementwise("bar.sync $1, 256; mov.u32 $0, 0;", "=r,n", [gl.to_tensor(14 + who)], gl.int32, False, 1)
+    """Wait for the turn of warpgroup ``who``; warpgroups take turns through named barriers of two each."""
+    gl.inline_asm_elementwise(
+        "bar.sync $1, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
 def turn_give(who: gl.constexpr):
-    """Give the turn to warpgroup ``who`` of two."""
-    gl.inline_asm_elementwise("bar.arrive $1, 256; mov.u32 $0, 0;", "=r,n", [gl.to_tensor(14 + who)], gl.int32, False, 1)
+    """Give the turn to warpgroup ``who``."""
+    gl.inline_asm_elementwise(
+        "bar.arrive $1, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32, is_pure=False, pack=1
+    )
