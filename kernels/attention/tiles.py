@@ -32,6 +32,10 @@ def _large_shared_memory(capability: int) -> bool:
 def forward_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Tiles:
     """Tiles of the forward kernel. ``capability`` is 10 * major + minor of the CUDA device."""
     wide = padded_head_dim(head_dim) > 64
+    if padded_head_dim(head_dim) > 128:
+        if element_bytes == 4:
+            return Tiles(32, 16, 8, 1)
+        return Tiles(128, 64, 8, 2) if _large_shared_memory(capability) else Tiles(64, 32, 8, 2)
     if element_bytes == 4:
         return Tiles(64, 32, 8, 2) if wide else Tiles(64, 64, 8, 2)
     if _large_shared_memory(capability):
@@ -42,6 +46,10 @@ def forward_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Ti
 def key_gradient_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Tiles:
     """Tiles of the dK and dV kernel: a program owns ``block_n`` keys and walks ``block_m`` queries a step."""
     wide = padded_head_dim(head_dim) > 64
+    if padded_head_dim(head_dim) > 128:
+        if element_bytes == 4:
+            return Tiles(16, 16, 8, 1)
+        return Tiles(32, 64, 8, 2) if _large_shared_memory(capability) else Tiles(32, 32, 8, 2)
     if element_bytes == 4:
         return Tiles(32, 32, 8, 1) if wide else Tiles(32, 32, 4, 1)
     if _large_shared_memory(capability):
@@ -52,6 +60,10 @@ def key_gradient_tiles(head_dim: int, element_bytes: int, capability: int = 80) 
 def query_gradient_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Tiles:
     """Tiles of the dQ kernel: a program owns ``block_m`` queries and walks ``block_n`` keys a step."""
     wide = padded_head_dim(head_dim) > 64
+    if padded_head_dim(head_dim) > 128:
+        if element_bytes == 4:
+            return Tiles(16, 16, 8, 1)
+        return Tiles(128, 32, 8, 2) if _large_shared_memory(capability) else Tiles(64, 16, 8, 2)
     if element_bytes == 4:
         return Tiles(32, 32, 8, 1) if wide else Tiles(32, 32, 4, 1)
     if _large_shared_memory(capability):
