@@ -1,277 +1,194 @@
-"""Attention on a GPU: the Triton kernels' errors and times beside PyTorch's fused attention, in one run.
+"""``lit-eff bench attention``: our attention beside every peer that is installed, in one run on one GPU.
 
-Run as ``python -m lit_eff.bench.attention --output results.json``; torch, Triton and an NVIDIA GPU suffice.
-FLOPs: forward 4 B H T^2 D, half of it when causal; backward 2.5 times the forward. Times are medians, the L2
-cache flushed between runs.
+Cells of training (forward and backward), decoding and verifying; ratios, memory and the GPU's own ceilings.
+``--check`` tests correctness and the kernels' budgets instead, on any machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
+from lit_eff.bench.results import Measurement, header, lines, read_results, write_results
+from lit_eff.cli.arguments import Parser
 from lit_eff.errors import UserError
-from lit_eff.files import atomic_path
-from lit_eff.kernels.attention import attention, attention_reference, supports, visible_keys
-from lit_eff.profiling.devices import driver_version, find_device
 
-TOKENS = 16_384  # a batch, whatever the length
-WIDTH = 2_048  # heads times head dim
-PEERS = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
+SECTIONS = ("training", "decode", "verify")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One correctness case: batch, queries, keys, heads, kv heads, head dim, and the mask arguments."""
-
-    name: str
-    sizes: tuple[int, int, int, int, int, int]
-    options: dict[str, Any]
-    documents: int = 0
-    starts: tuple[int, ...] | None = None
-
-
-CHECKS = (
-    Check("full", (2, 1024, 1024, 8, 8, 64), {}),
-    Check("causal", (2, 1024, 1024, 8, 8, 128), {"causal": True}),
-    Check("causal, ragged, grouped", (2, 777, 1111, 8, 2, 128), {"causal": True}),
-    Check("head dim 16", (2, 300, 300, 4, 4, 16), {"causal": True}),
-    Check("head dim 80", (2, 513, 513, 4, 4, 80), {"causal": True}),
-    Check("window", (1, 1500, 1500, 4, 1, 96), {"causal": True, "window": 300}),
-    Check("softcap", (2, 600, 600, 4, 2, 64), {"causal": True, "softcap": 20.0}),
-    Check("documents", (2, 900, 900, 4, 2, 64), {"causal": True}, documents=5),
-    Check("cache", (4, 8, 2048, 8, 2, 128), {}, starts=(0, 100, 2000, 2040)),
-)
-
-
-@dataclass(frozen=True)
-class Error:
-    """Greatest absolute errors against float32 (float64 for float32 inputs), ours and PyTorch's."""
-
-    case: str
-    dtype: str
-    tensor: str
-    ours: float
-    torchs: float
-    allowed: float
-
+class Cell(Protocol):
     @property
-    def passed(self) -> bool:
-        return self.ours <= self.allowed  # False for NaN
+    def section(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    def warm(self) -> None: ...
+    def run(self, stopwatch: Any, rounds: int) -> list[Measurement]: ...
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Median milliseconds and TFLOP/s of one implementation at one shape; None where it does not run."""
+def all_cells() -> list[Cell]:
+    from lit_eff.bench import attention_cached, attention_training
 
-    implementation: str
-    head_dim: int
-    length: int
-    causal: bool
-    forward_ms: float | None
-    backward_ms: float | None
-    forward_tflops: float | None
-    backward_tflops: float | None
-    note: str = ""
+    return [*attention_training.cells(), *attention_cached.cells()]
 
 
-def _gradients(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], dout: Tensor, **arguments: Any
-) -> list[Tensor]:
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    out = function(*leaves, **arguments)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
+def chosen_cells(sections: Sequence[str], texts: Sequence[str]) -> list[Cell]:
+    """The cells of ``sections`` whose label contains one of ``texts`` (all of them without any).
+
+    Raises:
+        UserError: naming the first text that no cell's label contains.
+    """
+    cells = [cell for cell in all_cells() if cell.section in sections]
+    for text in texts:
+        if not any(text in cell.label for cell in cells):
+            labels = "; ".join(cell.label for cell in cells)
+            raise UserError(f"--cells {text!r} is in no cell's name; the cells: {labels}")
+    return [cell for cell in cells if not texts or any(text in cell.label for text in texts)]
 
 
-def _torch_low_precision(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, **arguments: Any) -> Tensor:
-    """PyTorch's attention in the inputs' dtype: fused where it can, else the plain products."""
-    if arguments.get("softcap") is not None:
-        return attention_reference(q_BTHD, k_BSKD, v_BSKD, accumulate=q_BTHD.dtype, **arguments)  # type: ignore[return-value]
-    mask_BTS = visible_keys(q_BTHD.shape[1], k_BSKD.shape[1], device=q_BTHD.device, **arguments)
-    group = q_BTHD.shape[2] // k_BSKD.shape[2]
-    k_BHSD, v_BHSD = (x.repeat_interleave(group, dim=2).transpose(1, 2) for x in (k_BSKD, v_BSKD))
-    mask = None if mask_BTS is None else mask_BTS[:, None]
-    return F.scaled_dot_product_attention(q_BTHD.transpose(1, 2), k_BHSD, v_BHSD, mask).transpose(1, 2)
-
-
-def check(case: Check, dtype: torch.dtype) -> list[Error]:
-    """Errors of output and gradients; allowed is twice PyTorch's own and a little."""
-    batch, queries, keys, heads, kv_heads, head_dim = case.sizes
-    generator = torch.Generator("cuda").manual_seed(0)
-    sizes = [(queries, heads)] + 2 * [(keys, kv_heads)]
-    tensors = [
-        torch.randn(batch, rows, count, head_dim, device="cuda", generator=generator).to(dtype)
-        for rows, count in sizes
-    ]
-    dout = torch.randn(batch, queries, heads, head_dim, device="cuda", generator=generator).to(dtype)
-    arguments = dict(case.options)
-    if case.documents:
-        ids = torch.randint(0, case.documents, (batch, queries), device="cuda", generator=generator)
-        arguments["documents_BT"] = ids.sort(dim=1).values
-    if case.starts is not None:
-        arguments["starts_B"] = torch.tensor(case.starts, device="cuda")
-    wide = torch.float64 if dtype == torch.float32 else torch.float32
-    got = _gradients(attention, tensors, dout, **arguments)  # type: ignore[arg-type]
-    torchs = _gradients(_torch_low_precision, tensors, dout, **arguments)
-    exact = _gradients(
-        attention_reference,  # type: ignore[arg-type]
-        [tensor.to(wide) for tensor in tensors],
-        dout,
-        accumulate=wide,
-        **arguments,
+def parser() -> Parser:
+    result = Parser(prog="lit-eff bench attention", description=__doc__)
+    result.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to run")
+    result.add_argument(
+        "--cells", nargs="+", default=[], metavar="TEXT", help="run only cells whose name contains a TEXT"
     )
-    small = 1e-5 if dtype == torch.float32 else 1e-3
-    errors = []
-    for name, ours, theirs, true in zip(("out", "dq", "dk", "dv"), got, torchs, exact, strict=True):
-        error, yardstick = (float((x - true).abs().max()) for x in (ours, theirs))
-        errors.append(
-            Error(case.name, str(dtype).removeprefix("torch."), name, error, yardstick, 2 * yardstick + small)
-        )
-    return errors
-
-
-def _median_ms(function: Callable[[], object]) -> float:
-    from triton.testing import do_bench
-
-    return float(do_bench(function, warmup=50, rep=150, return_mode="median"))
-
-
-def time_attention(name: str, head_dim: int, length: int, causal: bool) -> Timing:
-    """Time ``ours`` or one of `PEERS`, in bfloat16, forward and backward apart."""
-    batch, heads = TOKENS // length, WIDTH // head_dim
-    q, k, v, dout = (
-        torch.randn(batch, length, heads, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(4)
+    result.add_argument("--rounds", type=int, default=20, help="samples a contender and cell (default 20)")
+    result.add_argument(
+        "--jobs",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) * 3 // 4),
+        help="processes that compile ahead of the timing; 1 compiles as it goes (default %(default)s)",
     )
-    leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
-
-    def forward() -> Tensor:
-        if name == "ours":
-            return attention(q, k, v, causal=causal)  # type: ignore[return-value]
-        q_BHTD, k_BHSD, v_BHSD = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        with sdpa_kernel(PEERS[name]):
-            return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=causal).transpose(1, 2)
-
-    flops = 4 * batch * heads * length**2 * head_dim / (2 if causal else 1)
-    try:
-        out = forward()
-    except RuntimeError as error:
-        return Timing(name, head_dim, length, causal, None, None, None, None, str(error).splitlines()[0])
-    forward_ms = _median_ms(forward)
-    backward_ms = _median_ms(lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True))
-    return Timing(
-        name,
-        head_dim,
-        length,
-        causal,
-        forward_ms,
-        backward_ms,
-        flops / forward_ms / 1e9,
-        2.5 * flops / backward_ms / 1e9,
+    result.add_argument("--output", type=Path, help="write JSON lines here, and a plot beside them (.png)")
+    result.add_argument(
+        "--compare", type=Path, metavar="FILE", help="an earlier --output; exit 1 if ours became slower"
     )
-
-
-def _ceilings() -> dict[str, float]:
-    """What this GPU reaches in this run: a large bfloat16 product and a device copy, read and written."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return {
-        "matmul_tflops": 2 * 8192**3 / _median_ms(lambda: a @ b) / 1e9,
-        "copy_gb_per_second": 2 * source.numel() / _median_ms(lambda: target.copy_(source)) / 1e6,
-    }
-
-
-def _run_checks() -> list[Error]:
-    print(f"{'case':26}{'dtype':10}{'tensor':8}{'ours':>10}{'torch':>10}{'allowed':>10}")
-    errors = []
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for case in CHECKS:
-            for each in check(case, dtype):
-                errors.append(each)
-                verdict = "" if each.passed else "  FAILED"
-                figures = f"{each.ours:10.2e}{each.torchs:10.2e}{each.allowed:10.2e}"
-                print(f"{each.case:26}{each.dtype:10}{each.tensor:8}{figures}{verdict}", flush=True)
-    return errors
-
-
-def _run_timings(lengths: Sequence[int]) -> list[Timing]:
-    print(f"\nTFLOP/s forward / backward, bfloat16, {TOKENS} tokens, heads x dim = {WIDTH}")
-    names = ["ours", *PEERS]
-    print(f"{'dim, length, causal':24}" + "".join(f"{name:>20}" for name in names))
-    timings = []
-    for head_dim in (64, 128):
-        for length in lengths:
-            for causal in (False, True):
-                row = [time_attention(name, head_dim, length, causal) for name in names]
-                timings += row
-                cells = (
-                    f"{each.forward_tflops:.0f} / {each.backward_tflops:.0f}"
-                    if each.forward_tflops is not None
-                    else "unavailable"
-                    for each in row
-                )
-                label = f"{head_dim}, {length}, {'yes' if causal else 'no'}"
-                print(f"{label:24}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
-    return timings
+    result.add_argument("--json", action="store_true", help="print the JSON lines instead of tables")
+    result.add_argument(
+        "--check",
+        action="store_true",
+        help="no timing: generated cases against the reference, and the kernels' shared memory and spills; "
+        "without a GPU some cases in Triton's interpreter. --cells chooses among them. Exit 1 on a failure",
+    )
+    result.add_argument("--warm", nargs="+", help="compile these cells and end (what --jobs starts)")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check and time; returns 0, 1 if a check failed, 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="lit-eff bench attention", description=__doc__)
-    parser.add_argument("--output", type=Path, help="where to write the results as JSON")
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[1024, 4096, 16384], help="lengths to time, in tokens"
-    )
-    parser.add_argument("--only", choices=["checks", "timings"], help="leave the other half out")
-    arguments = parser.parse_args(argv)
-    try:
-        if not torch.cuda.is_available():
-            raise UserError("bench attention needs an NVIDIA GPU; none is visible to torch")
-        support = supports("cuda", head_dim=64, dtype=torch.bfloat16)
-        if not support:
-            raise UserError(f"bench attention: {support.reason}")
-        wrong = [length for length in arguments.lengths if length < 1 or TOKENS % length]
-        if wrong:
-            raise UserError(f"--lengths {wrong[0]} does not divide {TOKENS} tokens")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    import triton
+    """Returns 0; 1 if a check failed, a result of ours was wrong, or ours became slower than ``--compare``.
 
-    name = torch.cuda.get_device_name()
-    device = find_device(name)
-    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}\n")
-    errors = _run_checks() if arguments.only != "timings" else []
-    timings = _run_timings(arguments.lengths) if arguments.only != "checks" else []
-    results = {
-        "device": name,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "driver": driver_version(),
-        "source": "measured",
-        "datasheet_bf16_tflops": device.peak("bfloat16") / 1e12 if device else None,
-        "ceilings": _ceilings(),
-        "checks": [asdict(each) | {"passed": each.passed} for each in errors],
-        "timings": [asdict(each) for each in timings],
-    }
-    failed = [each for each in errors if not each.passed]
-    print(f"\n{len(errors) - len(failed)} of {len(errors)} checks passed; ceilings {results['ceilings']}")
-    if arguments.output is not None:
-        with atomic_path(arguments.output) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {arguments.output}")
-    return 1 if failed else 0
+    Raises:
+        UserError: for arguments that do not fit, or without a GPU (but for ``--check``).
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options = parser().parse(argv)
+    if options.rounds < 3:
+        raise UserError(f"--rounds {options.rounds}: a median and its noise take at least 3")
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs} must be at least 1")
+    if options.check:
+        from lit_eff.bench.attention_checks import run_checks
+
+        return run_checks(options.cells, options.jobs)
+    if options.output is not None and options.output.suffix == ".png":
+        raise UserError(f"--output {options.output} takes the JSON lines; the plot goes beside them as .png")
+    before = read_results(options.compare) if options.compare is not None else None
+    cells = chosen_cells(options.only, options.cells)
+    _need_a_gpu()
+    if options.warm:
+        for cell in cells:
+            if cell.label in options.warm:
+                cell.warm()
+        return 0
+    if options.jobs > 1 and len(cells) > 1:
+        _warm(cells, options.jobs)
+    head, measurements = _measure(cells, options.rounds, argv)
+    return _report(head, measurements, before, options.output, options.json)
+
+
+def _need_a_gpu() -> None:
+    import torch
+
+    from lit_eff.kernels.attention import supports
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "bench attention needs an NVIDIA GPU and none is visible to torch; --check works without one"
+        )
+    support = supports("cuda", head_dim=64, dtype=torch.bfloat16)
+    if not support:
+        raise UserError(f"bench attention: {support.reason}")
+
+
+def _warm(cells: Sequence[Cell], jobs: int) -> None:
+    """Compile all cells in ``jobs`` processes: their compilers' caches on disk are what remains."""
+    from lit_eff.bench.progress import progress
+
+    shares = [cells[start::jobs] for start in range(min(jobs, len(cells)))]
+    command = [sys.executable, "-m", "lit_eff.bench.attention", "--warm"]
+    running = [
+        subprocess.Popen(
+            [*command, *(cell.label for cell in share)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for share in shares
+    ]
+    try:
+        with progress("compiling", len(running)) as advance:
+            for process in running:
+                process.wait()
+                advance()
+    finally:
+        for process in running:
+            process.kill()
+
+
+def _measure(
+    cells: Sequence[Cell], rounds: int, argv: Sequence[str]
+) -> tuple[dict[str, Any], list[Measurement]]:
+    from lit_eff.bench.measure import CudaStopwatch, ceilings
+    from lit_eff.bench.progress import progress
+
+    stopwatch = CudaStopwatch()
+    head = header("attention", argv, ceilings(stopwatch, rounds))
+    measurements: list[Measurement] = []
+    with progress("timing", len(cells)) as advance:
+        for cell in cells:
+            measurements += cell.run(stopwatch, rounds)
+            advance(cell.label)
+    return head, measurements
+
+
+def _report(
+    head: dict[str, Any],
+    measurements: list[Measurement],
+    before: tuple[dict[str, Any], list[Measurement]] | None,
+    output: Path | None,
+    as_json: bool,
+) -> int:
+    from rich.console import Console
+
+    from lit_eff.bench.compare import changes
+    from lit_eff.bench.plot import plot
+    from lit_eff.bench.report import print_report
+
+    changed = None if before is None else changes(before[1], measurements)
+    if as_json:
+        print(*lines(head, measurements), sep="\n")
+    else:
+        print_report(Console(), head, measurements, changed)
+    if output is not None:
+        write_results(output, head, measurements)
+        plot(output.with_suffix(".png"), head, measurements)
+        if not as_json:
+            print(f"wrote {output} and {output.with_suffix('.png')}")
+    failed = any(each.ours and each.wrong for each in measurements)
+    return int(failed or any(each.is_regression for each in changed or []))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from lit_eff.cli.main import main as command
+
+    sys.exit(command(["bench", "attention", *sys.argv[1:]]))

@@ -1,0 +1,49 @@
+"""A picture of the measurements: one panel of bars a section and quantity, with the ceiling as a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_eff.bench.report import unique
+from lit_eff.bench.results import Measurement
+from lit_eff.files import atomic_path
+
+CEILINGS = {"TFLOP/s": "matmul_tflops", "GB/s": "read_gb_per_second"}
+
+
+def plot(path: Path, head: dict[str, Any], measurements: Sequence[Measurement]) -> None:
+    """Write the picture (the suffix tells its format)."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    panels = unique([f"{each.section}\n{each.quantity}" for each in measurements])
+    figure = Figure(figsize=(15, 4 * len(panels)), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        section, quantity = panel.split("\n")
+        mine = [each for each in measurements if (each.section, each.quantity) == (section, quantity)]
+        cells = unique([each.cell for each in mine])
+        contenders = unique([each.contender for each in mine if each.rate])
+        width = 0.85 / max(1, len(contenders))
+        for index, name in enumerate(contenders):
+            rates = {each.cell: each for each in mine if each.contender == name and each.rate}
+            is_ours = any(each.ours for each in rates.values())
+            axes.bar(
+                [cells.index(cell) + (index - (len(contenders) - 1) / 2) * width for cell in rates],
+                [each.rate or 0.0 for each in rates.values()],
+                width,
+                label=name,
+                color=colormaps["autumn" if is_ours else "winter"](index / max(1, len(contenders) - 1)),
+            )
+        unit = mine[0].unit
+        ceiling = head["ceilings"].get(CEILINGS.get(unit, ""))
+        if ceiling:
+            axes.axhline(ceiling, color="black", linestyle="--", linewidth=1)
+            axes.annotate("ceiling of this run", (0.005, ceiling), (0, 3), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", fontsize=8)  # fmt: skip
+        axes.set_title(f"{section}, {quantity} ({unit}), {head['device']}")
+        axes.set_xticks(range(len(cells)), cells, rotation=20, ha="right", fontsize=8)
+        axes.legend(fontsize=8, ncols=4)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
