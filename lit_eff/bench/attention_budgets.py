@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lit_eff.bench.attention_check import Outcome
-from lit_eff.errors import UserError
+from lit_eff.profiling.launch import Launch
 
 # Capability and the card whose shared memory the tiles must fit: sm_80 tiles serve the Ada cards too.
 TARGETS = {80: "L4", 90: "H100 SXM"}
 HEAD_DIMS = (16, 32, 64, 128, 256)  # what a tile's width can be
 DEFAULT_HEAD_DIMS = (64, 128)
-USUAL = {"batch": 4, "queries": 1024, "keys": 1024, "heads": 16, "kv_heads": 4}
+BATCH, LENGTH, HEADS, KV_HEADS = 4, 1024, 16, 4
+PAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -54,40 +53,87 @@ def budgets() -> list[Budget]:
 
 def check_budget(budget: Budget) -> Outcome:
     """Compile and compare; an error of the compiler is a fault."""
+    from lit_eff.profiling.compiled import compile_launch
     from lit_eff.profiling.devices import get_device
 
     limit = get_device(TARGETS[budget.capability]).shared_memory_per_block
     faults = []
     try:
-        for each in _compiled(budget):
+        for launch in launches(budget):
+            each = compile_launch(launch, budget.capability)
             if each.shared_memory_bytes > limit:
                 taken = f"{each.shared_memory_bytes} B of shared memory, of {limit}"
                 faults.append(f"{each.kernel} takes {taken}")
             if budget.is_default and each.spill_store_bytes + each.spill_load_bytes:
                 spilled = f"{each.spill_store_bytes} B stored, {each.spill_load_bytes} B loaded"
                 faults.append(f"{each.kernel} spills registers: {spilled} a thread")
-    except UserError as error:
-        faults.append(str(error))
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         faults.append(f"{type(error).__name__}: {lines[-1]}")
     return Outcome(budget.name, tuple(faults))
 
 
-def _compiled(budget: Budget) -> Sequence[Any]:
+def launches(budget: Budget) -> list[Launch]:
+    """The launches of one call on tensors without storage."""
     import torch
 
-    from lit_eff.kernels.attention.io_model import AttentionShape
-    from lit_eff.kernels.attention.resources import compiled_resources
+    with torch.device("meta"):
+        return _cache_launches(budget) if budget.kernels == "cache" else _launches(budget)
+
+
+def _launches(budget: Budget) -> list[Launch]:
+    """Forward and backward."""
+    import torch
+
+    from lit_eff.kernels.attention.call import AttentionCall
 
     dtype = getattr(torch, budget.dtype)
-    shape = AttentionShape(**USUAL, head_dim=budget.head_dim, causal=budget.causal)
-    if budget.kernels == "portable":
-        return compiled_resources(shape, dtype, budget.capability)
+    q_BTHD = torch.empty(BATCH, LENGTH, HEADS, budget.head_dim, dtype=dtype)
+    k_BSKD = torch.empty(BATCH, LENGTH, KV_HEADS, budget.head_dim, dtype=dtype)
+    lse_BHT = torch.empty(BATCH, HEADS, LENGTH)
+    scale = budget.head_dim**-0.5
+    call = AttentionCall(
+        q_BTHD, k_BSKD, k_BSKD, None, None, None, scale, budget.causal, None, None, target=budget.capability
+    )
+    gradients = (call, q_BTHD, lse_BHT, q_BTHD, None, lse_BHT, q_BTHD, k_BSKD, k_BSKD)
     if budget.kernels == "hopper":
-        from lit_eff.kernels.attention.hopper.resources import compiled_resources as hopper_resources
+        from lit_eff.kernels.attention.hopper.backward import backward_launches
+        from lit_eff.kernels.attention.hopper.forward import forward_launch
 
-        return hopper_resources(shape, dtype)  # type: ignore[no-any-return]
-    from lit_eff.kernels.attention.with_cache.resources import compiled_resources as cache_resources
+        return [forward_launch(call, q_BTHD, lse_BHT), *backward_launches(*gradients)]
+    from lit_eff.kernels.attention import backward, forward
 
-    return cache_resources(budget.head_dim, dtype, budget.capability)  # type: ignore[no-any-return]
+    return [*forward.forward_launches(call, q_BTHD, lse_BHT), *backward.backward_launches(*gradients)]
+
+
+def _cache_launches(budget: Budget) -> list[Launch]:
+    """Split and combine on a long cache; one launch on a short one of many rows; pages, with a tree mask."""
+    import torch
+
+    from lit_eff.kernels.attention.with_cache.call import CacheCall
+    from lit_eff.kernels.attention.with_cache.operator import launches as cache_launches
+
+    dtype = getattr(torch, budget.dtype)
+    found = []
+    for batch, slots, paged in ((1, 65536, False), (512, 1024, False), (4, 8192, True)):
+        q_BTHD = torch.empty(batch, 8, HEADS, budget.head_dim, dtype=dtype)
+        sizes = (batch * slots // PAGE_SIZE, PAGE_SIZE) if paged else (batch, slots)
+        cache = torch.empty(*sizes, KV_HEADS, budget.head_dim, dtype=dtype)
+        call = CacheCall(
+            q_BTHD,
+            cache,
+            cache,
+            torch.empty(batch, dtype=torch.int32),
+            torch.empty(batch, slots // PAGE_SIZE, dtype=torch.int32) if paged else None,
+            None,
+            torch.empty(batch, 8, 8, dtype=torch.bool) if paged else None,
+            None,
+            None,
+            budget.head_dim**-0.5,
+            None,
+            None,
+            None,
+            target=budget.capability,
+        )
+        found += cache_launches(call, q_BTHD, torch.empty(batch, HEADS, 8))
+    return found

@@ -2,8 +2,8 @@
 
 The work is reading K and V once, so the rate is their bytes over time. Each contender is captured as one CUDA
 graph of many calls on caches that rotate past the L2 size: nobody's launches are timed, no cache is warm.
-Peers see every slot from every query token (they share no bottom-right mask): a little less work than ours, which
-masks the new tokens causally or by a tree.
+Peers see every slot from every query token (they share no bottom-right mask): a little less work than ours,
+which masks the new tokens causally or by a tree.
 
 Shapes: B batch, T query tokens, S cache slots, P pages a row, H query heads, K kv heads, D head dim.
 """
@@ -99,15 +99,17 @@ class CachedCell:
 
         def exact(row: int, table_BP: Tensor | None = None, tree_BTT: Tensor | None = None) -> Tensor:
             one = slice(row, row + 1)
-            caches, options = [k_BSKD[one], v_BSKD[one]], {}
+            k_cache, v_cache = k_BSKD[one], v_BSKD[one]
+            options: dict[str, Any] = {}
             if table_BP is not None:
                 page_size = self.slots // table_BP.shape[1]
-                caches = [pages(x, page_size) for x in (k_BSKD, v_BSKD)]
+                k_cache, v_cache = pages(k_BSKD, page_size), pages(v_BSKD, page_size)
                 options["page_table_BP"] = table_BP[one]
             if tree_BTT is not None:
                 options["tree_mask_BTT"] = tree_BTT[one]
-            q_1THD, length_1 = q_BTHD[one].float(), lengths_B[one]
-            return attention_with_cache_reference(q_1THD, *caches, length_1, **options)  # type: ignore[return-value]
+            return attention_with_cache_reference(  # type: ignore[return-value]
+                q_BTHD[one].float(), k_cache, v_cache, lengths_B[one], **options
+            )
 
         def all_seen(row: int) -> Tensor:
             one = slice(row, row + 1)
@@ -204,7 +206,7 @@ def _flex(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
 
 def _capture(call: Call, q: Tensor, k_RBSKD: Tensor, v_RBSKD: Tensor, calls: int) -> torch.cuda.CUDAGraph:
     """A graph of ``calls`` calls, each on the next cache in turn."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # first calls allocate and choose algorithms, which a capture may not
         for _ in range(2):

@@ -118,7 +118,7 @@ def paged(cache_BSKD: Tensor, table: Tensor, page_size: int) -> Tensor:
 @functools.cache
 def cached_cases() -> tuple[CachedCase, ...]:
     kinds = itertools.cycle((0, 1, 0, 2))
-    combinations = [(name,) for name in FEATURES]
+    combinations: list[tuple[str, ...]] = [(name,) for name in FEATURES]
     combinations += [
         pair
         for pair in itertools.combinations(FEATURES, 2)

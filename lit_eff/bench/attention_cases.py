@@ -45,7 +45,7 @@ GROUPS = (
     {"starts", "packed", "more keys", "fewer keys"},
 )
 LENGTHS = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257, 513)
-MIXED_LENGTHS = (
+MIXED_LENGTHS: tuple[tuple[int, int], ...] = (
     (0, 64),
     (64, 0),
     (1, 0),
@@ -193,9 +193,9 @@ def cases() -> tuple[AttentionCase, ...]:
     for pair in filter(_compatible, itertools.combinations(FEATURES, 2)):
         head_dim = {} if "padded head dim" in pair else {"head_dim": next(dims)}
         found.append(_case("pair", pair, dtype=DTYPES[next(kinds)], **head_dim))
-    for index, (head_dim, dtype) in enumerate(itertools.product(HEAD_DIMS, DTYPES)):
-        features = ("causal",) if index % 2 else ("causal", "grouped")
-        found.append(_case("head dim", features, dtype=dtype, head_dim=head_dim, queries=130, keys=130))
+    for index, (width, dtype) in enumerate(itertools.product(HEAD_DIMS, DTYPES)):
+        head_features = ("causal",) if index % 2 else ("causal", "grouped")
+        found.append(_case("head dim", head_features, dtype=dtype, head_dim=width, queries=130, keys=130))
     lengths = [(length, length) for length in LENGTHS] + list(MIXED_LENGTHS)
     for (queries, keys), features in itertools.product(
         lengths, [(), ("causal",), ("causal", "grouped", "sinks")]
@@ -210,11 +210,11 @@ def cases() -> tuple[AttentionCase, ...]:
         mixtures.add(chosen)
         more = {"dtype": DTYPES[next(kinds)], "head_dim": next(dims)}
         fixed = {"starts", "packed", "more keys", "fewer keys"} & set(chosen)
-        for variant, changes in enumerate(VARIANTS):
+        for number, changes in enumerate(VARIANTS):
             changed = {name: value for name, value in changes.items() if not fixed or name == "batch"}
-            if (variant and not changed) or ("window" in changes and "window" not in chosen):
+            if (number and not changed) or ("window" in changes and "window" not in chosen):
                 continue
-            found.append(_case("mixture", chosen, variant=variant, **{**more, **changed}))
+            found.append(_case("mixture", chosen, variant=number, **{**more, **changed}))
     return tuple(found)
 
 

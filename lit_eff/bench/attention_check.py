@@ -102,7 +102,8 @@ def check_case(case: AttentionCase, device: str) -> Outcome:
     from lit_eff.kernels import attention as room
 
     inputs = case.inputs(device)
-    ours, reference = room.attention, room.attention_reference
+    ours: Callable[..., Any] = room.attention
+    reference: Callable[..., Any] = room.attention_reference
     if case.packed:
         ours, reference = room.attention_varlen, room.attention_varlen_reference
         inputs.tensors = [x[0] for x in inputs.tensors]
@@ -145,9 +146,10 @@ def check_cached_case(case: CachedCase, device: str) -> Outcome:
         if not same_bits([each[row] for each in first], [each[0] for each in alone]):
             faults.append(f"row {row} alone differs in bits from the same row in the batch")
     if not (case.ragged or case.tree) and case.queries > 1:
+        one_query: Callable[..., Any] = attention_with_cache
         # The slots of later queries hold their keys already; a query at its own slot does not see them.
         for t in (0, case.queries - 1):
-            each = attention_with_cache(
+            each = one_query(
                 tensors[0][:, t : t + 1], *tensors[1:3], tensors[3] + t, **options, return_lse=True
             )
             if not same_bits([first[0][:, t], first[1][:, :, t]], [each[0][:, 0], each[1][:, :, 0]]):

@@ -86,7 +86,7 @@ def compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.config.recompile_limit = 256  # one compiled kernel a shape is what this benchmark wants
-    return torch.compile(flex_attention, dynamic=False)  # type: ignore[no-any-return]
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def flex(length: int, causal: bool) -> Forward:

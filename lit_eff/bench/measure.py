@@ -7,6 +7,7 @@ random order each round, so that clocks and temperature drift over all of them a
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ class Sample:
         """
         median = self.median
         deviation = statistics.median(abs(each - median) for each in self.milliseconds)
-        return 1.96 * 1.2533 * 1.4826 * deviation / len(self.milliseconds) ** 0.5 / median
+        return 1.96 * 1.2533 * 1.4826 * deviation / math.sqrt(len(self.milliseconds)) / median
 
 
 class Stopwatch(Protocol):
@@ -55,7 +56,7 @@ class CudaStopwatch:
         free, _ = torch.cuda.mem_get_info()
         self.sweep_bytes = min(L2_SWEEPS * int(properties.L2_cache_size), free // 8)
         self._buffer = torch.zeros(self.sweep_bytes // 4, device="cuda")
-        self._start, self._stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._start, self._stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def sweep(self) -> Tensor:
         """Reads, not writes: dirty lines would be written back within the sample."""

@@ -30,8 +30,8 @@ def table(section: str, measurements: Sequence[Measurement]) -> Table:
     for cell in unique([each.cell for each in mine]):
         first = True
         for name in unique([each.contender for each in mine if each.cell == cell]):
-            rows = [found[cell, name, quantity] for quantity in quantities]
-            if not any(each.rate or each.wrong for each in rows):
+            rows = [found.get((cell, name, quantity)) for quantity in quantities]
+            if not any(each and (each.rate or each.wrong) for each in rows):
                 continue
             result.add_row(
                 cell if first else "", name, *(text for each in rows for text in _texts(each, mine))
@@ -41,10 +41,10 @@ def table(section: str, measurements: Sequence[Measurement]) -> Table:
     return result
 
 
-def _texts(each: Measurement, rivals: Sequence[Measurement]) -> tuple[str, str, str]:
+def _texts(each: Measurement | None, rivals: Sequence[Measurement]) -> tuple[str, str, str]:
     """Rate (bold: the best of its place), ratio to the best peer (green: ours is ahead), memory."""
-    if each.rate is None:
-        return "[red]wrong[/red]" if each.wrong else "-", "", ""
+    if each is None or each.rate is None:
+        return "[red]wrong[/red]" if each is not None and each.wrong else "-", "", ""
     rate, ratio, memory = f"{each.rate:,.0f}", "", ""
     if each.rate == max(other.rate or 0.0 for other in rivals if other.place == each.place):
         rate = f"[bold]{rate}[/bold]"

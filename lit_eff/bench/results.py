@@ -100,7 +100,7 @@ def header(benchmark: str, arguments: Sequence[str], ceilings: dict[str, float])
         else platform.processor() or "cpu",
         "driver": driver_version(),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,  # type: ignore[no-untyped-call]
         **{name: _version(name) for name in ("lit_eff", "torch", "triton", "flash-attn-4")},
         "python": platform.python_version(),
         "ceilings": ceilings,

@@ -1,0 +1,136 @@
+"""`lit-eff bench attention` from its arguments to its exit code, on cells that need no GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from lit_eff.bench import attention, measure
+from lit_eff.bench.measure import interleaved
+from lit_eff.bench.results import Measurement, read_results, with_ratios
+from lit_eff.cli.bench import BENCHMARKS
+from lit_eff.cli.main import main
+
+
+class Clock:
+    """Each function tells its own milliseconds."""
+
+    def time(self, function: Callable[[], object]) -> float:
+        return float(function())  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class FakeCell:
+    section: str
+    label: str
+    ours_takes: ClassVar[float] = 2.0
+
+    def warm(self) -> None: ...
+
+    def run(self, stopwatch: Any, rounds: int) -> list[Measurement]:
+        samples = interleaved({"ours": lambda: self.ours_takes, "peer": lambda: 4.0}, rounds, stopwatch)
+        blank = Measurement(self.section, self.label, "", "forward", "GB/s", rounds=rounds)
+        return with_ratios(
+            [
+                replace(blank, contender=name, ours=name == "ours", rate=1000 / each.median, noise=each.noise)
+                for name, each in samples.items()
+            ]
+        )
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [FakeCell("training", "dim 64, 1024"), FakeCell("decode", "1 x 8k"), FakeCell("verify", "1 x 8k")]
+    monkeypatch.setattr(attention, "all_cells", lambda: cells)
+    monkeypatch.setattr(attention, "_need_a_gpu", lambda: None)
+    monkeypatch.setattr(measure, "CudaStopwatch", Clock)
+    monkeypatch.setattr(measure, "ceilings", lambda stopwatch, rounds: {"read_gb_per_second": 3000.0})
+
+
+@pytest.mark.usefixtures("fakes")
+def test_measures_writes_and_compares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    run = ["bench", "attention", "--jobs", "1", "--rounds", "4"]
+    assert main([*run, "--output", str(first)]) == 0
+    head, measurements = read_results(first)
+    assert head["command"].startswith("lit-eff bench attention --jobs 1")
+    assert [each.rate for each in measurements] == [500.0, 250.0] * 3
+    assert measurements[0].ratio_to_best_peer == 2.0
+    assert first.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert main([*run, "--compare", str(first)]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(FakeCell, "ours_takes", 3.0)
+    assert main([*run, "--only", "decode", "--output", str(second), "--compare", str(first)]) == 1
+    out = capsys.readouterr().out
+    assert "regressions: 1" in out
+    assert "decode, 1 x 8k, ours forward: 500 -> 333 GB/s (-33.3%" in out
+    assert {each.section for each in read_results(second)[1]} == {"decode"}
+
+
+@pytest.mark.usefixtures("fakes")
+def test_json_is_lines_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "attention", "--jobs", "1", "--rounds", "3", "--cells", "dim 64", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["kind"] for record in records] == ["header", "measurement", "measurement"]
+    assert {record["cell"] for record in records[1:]} == {"dim 64, 1024"}
+
+
+def test_the_grid_is_the_anchors() -> None:
+    cells = attention.all_cells()
+    assert len(cells) == 12 + 8
+    labels = {(cell.section, cell.label) for cell in cells}
+    assert {("training", "dim 128, 16384, causal"), ("verify", "64 x 4k, 8 tokens")} <= labels
+    assert len(labels) == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cells", "dim 65"], "--cells 'dim 65' is in no cell's name; the cells: dim 64, 1024, full;"),
+        (["--only", "trainin"], "invalid choice: 'trainin'"),
+        (["--rounds", "2"], "--rounds 2: a median and its noise take at least 3"),
+        (["--rounds", "many"], "invalid int value: 'many'"),
+        (["--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["--ouput", "x"], "unknown option '--ouput'; did you mean '--output'"),
+        (["--output", "x.png"], "the plot goes beside them"),
+        (["--compare", "absent.jsonl"], "cannot read absent.jsonl"),
+        (["--check", "--cells", "no such"], "is in no check's name"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "attention", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "attention"]) == 2
+    assert (
+        "needs an NVIDIA GPU and none is visible to torch; --check works without one"
+        in capsys.readouterr().err
+    )
+
+
+def test_every_benchmark_has_a_main() -> None:
+    import importlib
+
+    for name in BENCHMARKS:
+        assert callable(importlib.import_module(f"lit_eff.bench.{name}").main)
+
+
+def test_unknown_benchmarks_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "atention"]) == 2
+    assert "no benchmark 'atention'; did you mean 'attention'?" in capsys.readouterr().err
+    assert main(["bench", "--help"]) == 0
+    assert "attention" in capsys.readouterr().out

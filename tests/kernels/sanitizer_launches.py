@@ -1,0 +1,75 @@
+"""A few launches of every attention kernel, to be run under compute-sanitizer by `test_sanitizer`.
+
+Inputs are drawn on the CPU: next to nothing but our kernels runs. Prints the paths that were taken.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from lit_eff.errors import UserError
+from lit_eff.kernels.attention import attention, attention_varlen
+from lit_eff.kernels.attention.paths import use_path
+from lit_eff.kernels.attention.with_cache import attention_with_cache
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).bfloat16().cuda().requires_grad_()
+
+
+def training(path: str, head_dim: int) -> None:
+    """Ragged lengths, groups, both masks; forward and backward."""
+    for causal in (False, True):
+        q, k, v = draw(2, 130, 4, head_dim), draw(2, 200, 2, head_dim), draw(2, 200, 2, head_dim)
+        with use_path(path):
+            out = attention(q, k, v, causal=causal)
+            assert isinstance(out, torch.Tensor)
+            torch.autograd.grad(out, (q, k, v), draw(*q.shape).detach())
+    print(path, head_dim, flush=True)
+
+
+def features() -> None:
+    """The portable kernels with documents, and packed sequences with an empty one."""
+    q, k, v = (draw(1, 150, 2, 40) for _ in range(3))
+    ids = torch.arange(150, dtype=torch.int32)[None].div(40, rounding_mode="floor").cuda()
+    out = attention(q, k, v, causal=True, window=33, documents_BT=ids, dropout_p=0.1, seed=1)
+    assert isinstance(out, torch.Tensor)
+    torch.autograd.grad(out, (q, k, v), draw(*q.shape).detach())
+    ends = torch.tensor([0, 70, 70, 150], dtype=torch.int32).cuda()
+    out = attention_varlen(q[0], k[0], v[0], ends, ends, max_seqlen_q=80, max_seqlen_k=80)
+    assert isinstance(out, torch.Tensor)
+    torch.autograd.grad(out, (q, k, v), draw(150, 2, 40).detach())
+    print("features", flush=True)
+
+
+def cached() -> None:
+    """A cache, then the same pages shuffled, ragged and with a tree mask."""
+    q, cache = draw(3, 5, 8, 128).detach(), draw(3, 2048, 2, 128).detach()
+    lengths = torch.tensor([0, 700, 2043], dtype=torch.int32).cuda()
+    attention_with_cache(q, cache, cache, lengths)
+    table = torch.randperm(3 * 32, dtype=torch.int32).reshape(3, 32).cuda()
+    attention_with_cache(
+        q,
+        cache.view(-1, 64, 2, 128),
+        cache.view(-1, 64, 2, 128),
+        lengths,
+        page_table_BP=table,
+        query_lengths_B=torch.tensor([5, 0, 3], dtype=torch.int32).cuda(),
+        tree_mask_BTT=torch.ones(3, 5, 5).tril().bool().cuda(),
+    )
+    print("cached", flush=True)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for head_dim in (64, 128):
+        training("portable", head_dim)
+        try:
+            training("hopper", head_dim)
+        except UserError as error:
+            print(f"no hopper: {error}", file=sys.stderr)
+    features()
+    cached()
+    torch.cuda.synchronize()
