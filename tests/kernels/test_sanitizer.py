@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not on the PATH")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_launches_are_clean(tool: str) -> None:
-    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    # Without torch's caching allocator each tensor is an allocation of its own, with borders that are watched.
+    program = Path(__file__).with_name("sanitizer_launches.py")
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # Without torch's caching allocator each tensor is an allocation with watched borders of its own.
     done = subprocess.run(
-        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-        + [sys.executable, str(Path(__file__).with_name("sanitizer_launches.py"))],
-        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(path)},
+        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, str(program)],
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": python_path},
         capture_output=True,
         text=True,
         check=False,
