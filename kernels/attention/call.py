@@ -67,6 +67,10 @@ class AttentionCall:
         return 10 * major + minor
 
     @property
+    def is_cuda(self) -> bool:
+        return self.q_BTHD.is_cuda
+
+    @property
     def batch(self) -> int:
         return self.q_BTHD.shape[0] if self.cu_seqlens_q is None else self.cu_seqlens_q.shape[0] - 1
 

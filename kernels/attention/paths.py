@@ -61,7 +61,7 @@ def path_of(call: AttentionCall) -> Path:
     Raises:
         UserError: the Hopper path was forced and cannot take the call.
     """
-    if not call.q_BTHD.is_cuda:
+    if not call.is_cuda:
         return Path("interpreter", "TRITON_INTERPRET=1: the portable kernels, run in Python")
     forced = _forced or _checked(os.environ.get(FORCED) or None)
     if forced == "portable":
