@@ -1,19 +1,22 @@
 """The Gluon forward kernel for Hopper: FlashAttention-3's ideas (Shah et al. 2024, sections 3.1 and 3.2).
 
-One warp is the producer: it keeps two rings of K and V tiles full through the copy engine (TMA) and never
-computes. Each of the consumer warpgroups owns 64 queries. A consumer issues the product Q K^T of the next
-key block and the product P V of the current one together, and turns the former into weights while the
-tensor cores still work on the latter (`_step`). Programs are persistent: one a multiprocessor, so that the
-producer fetches the next tile's queries and keys while the consumers finish the last one.
+One warp is the producer: it keeps the rings of K and V tiles full through the copy engine (TMA) and never
+computes. Each consumer warpgroup owns 64 queries. A consumer issues the product Q K^T of the next key block
+and the product P V of the current one together, and turns the former into weights while the tensor cores
+still work on the latter (`_walk_keys`). Programs are persistent, one a multiprocessor, so that the producer
+fetches the next tile's queries and keys while the consumers finish the last one.
+
+Key blocks are walked from the last to the first: a causal tile's diagonal comes first, the ragged end of the
+keys too, and the blocks that need no mask follow in a loop of their own.
 
 Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head dim.
-Prefixes: i_ index, o_ offset, m_ mask, b_ register tile, s_ shared memory, d_ TMA descriptor.
+Prefixes: p_ pointer, i_ index, o_ offset, b_ register tile, s_ shared memory, d_ TMA descriptor.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 from torch import Tensor
@@ -29,96 +32,167 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from lit_eff.kernels.attention.call import AttentionCall
 from lit_eff.kernels.attention.hopper.pipeline import (
-    allocate_barriers,
+    allocate_ring,
     allocate_tiles,
-    as_matrix,
-    load_tile,
+    load_next,
+    matrix_of,
     multiprocessors,
+    release,
     row_tiles,
     turn_give,
     turn_wait,
-    wait_empty,
     wait_full,
 )
 from lit_eff.profiling.launch import Launch
 
+LOG2E = gl.constexpr(1.4426950408889634)
+LN2 = gl.constexpr(0.6931471805599453)
 ROWS = gl.constexpr(64)  # queries of a consumer: the height of a warpgroup's matrix instruction
 
 
-@gluon.jit
-def _tile_of(i, sizes):
-    """The i-th tile as (query tile, head, batch): heads whose keys fit in L2 together, longest rows first."""
-    query_tiles, heads, _, batch, together = sizes
-    of_group = together * query_tiles
-    first_head = i // of_group * together
-    width = gl.minimum(together, heads * batch - first_head)
-    i_bh = first_head + i % of_group % width
-    i_m = query_tiles - 1 - i % of_group // width
-    return i_m, i_bh % heads, i_bh // heads
+class Problem(NamedTuple):
+    """What every partition needs to know. A field that is None is a constant to the compiler: its code is gone."""
+
+    queries: Any
+    keys: Any
+    heads: Any
+    group: Any  # query heads a kv head
+    batch: Any
+    together: Any  # heads whose tiles are taken in turns
+    window: Any
+    starts: Any
+    lse: Any
+    sinks: Any
+    score_scale: Any  # as in `arguments.Rule`
+    cap: Any
+
+
+class Tile(NamedTuple):
+    """Queries from ``first`` on of one head, and the key blocks [start, stop) that they see, at least one."""
+
+    i_b: Any
+    i_h: Any
+    first: Any
+    offset: Any  # slot of query 0
+    start: Any
+    stop: Any
 
 
 @gluon.jit
-def _tile_index(turn):
-    """This program's tile in a round over all programs; odd rounds run backwards, which evens out lengths."""
+def _turns(problem, BLOCK_M: gl.constexpr):
+    """How many tiles this program owns."""
     programs = gl.num_programs(0)
+    tiles = gl.cdiv(problem.queries, BLOCK_M) * problem.heads * problem.batch
+    whole = tiles // programs
+    return whole + (_place(whole) < tiles - whole * programs).to(gl.int32)
+
+
+@gluon.jit
+def _place(turn):
+    """Where this program stands in a round; every second round runs backwards."""
     place = gl.program_id(0)
-    return turn * programs + gl.where(turn % 2 == 0, place, programs - 1 - place)
+    return gl.where(turn % 2 == 0, place, gl.num_programs(0) - 1 - place)
 
 
 @gluon.jit
-def _key_blocks(first, last, lengths, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """Key blocks that the queries [first, last] see: (start, stop of those that need no mask, stop)."""
-    queries, keys = lengths
-    reach, inner_reach = keys, keys
+def _tile(turn, problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """This program's tile in the ``turn``-th round over all programs.
+
+    Heads go together as far as their keys fit in L2, and the tiles that see most keys come first, so that no
+    long tile is left for the end. That every second round runs backwards evens out what programs get.
+    """
+    i = turn * gl.num_programs(0) + _place(turn)
+    query_tiles = gl.cdiv(problem.queries, BLOCK_M)
+    first_head = i // (problem.together * query_tiles) * problem.together
+    width = gl.minimum(problem.together, problem.heads * problem.batch - first_head)
+    i = i - first_head * query_tiles
+    first = (query_tiles - 1 - i // width) * BLOCK_M
+    i_bh = first_head + i % width
+    i_b = i_bh // problem.heads
+
+    offset = problem.keys - problem.queries
+    if problem.starts is not None:
+        offset = gl.load(problem.starts + i_b).to(gl.int32)
+    start, stop = _key_blocks(first, BLOCK_M, offset, problem, BLOCK_N, CAUSAL)
+    return Tile(i_b, i_bh % problem.heads, first, offset, start, stop)
+
+
+@gluon.jit
+def _sight(query, offset, problem, CAUSAL: gl.constexpr):
+    """The keys [start, stop) that a query sees; also of a tile of queries."""
+    slot = query + offset
+    start = slot * 0
+    stop = start + problem.keys
     if CAUSAL:
-        reach = gl.minimum(keys, last + 1 + keys - queries)
-        inner_reach = gl.minimum(keys, first + 1 + keys - queries)
-    stop = gl.maximum(gl.cdiv(reach, BLOCK_N), 1)  # tiles that see nothing walk one masked block too
-    inner_stop = gl.minimum(gl.maximum(inner_reach, 0) // BLOCK_N, stop - 1)
-    return inner_stop, stop
+        stop = gl.minimum(stop, slot + 1)
+    if problem.window is not None:
+        start = gl.maximum(slot - problem.window + 1, 0)
+        if not CAUSAL:
+            stop = gl.minimum(stop, slot + problem.window)
+    return start, stop
 
 
 @gluon.jit
-def _produce(descriptors, tiles, barriers, sizes, lengths, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    d_q, d_k, d_v, _ = descriptors
-    s_q, s_k, s_v, _ = tiles
-    q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
-    query_tiles, heads, group, batch, _ = sizes
+def _key_blocks(first, count, offset, problem, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """The key blocks [start, stop) that ``count`` queries see; one, all of it masked, if they see nothing."""
+    start, _ = _sight(first, offset, problem, CAUSAL)
+    last = gl.minimum(first + count, problem.queries) - 1
+    _, stop = _sight(last, offset, problem, CAUSAL)
+    start = gl.minimum(start, problem.keys - 1) // BLOCK_N
+    stop = gl.where(first < problem.queries, gl.cdiv(gl.maximum(stop, 0), BLOCK_N), 0)
+    return start, gl.maximum(stop, start + 1)
+
+
+@gluon.jit
+def _inner_blocks(first, tile, start, stop, problem, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """Of a consumer's key blocks [start, stop), without the last, those that need no mask."""
+    _, inner_stop = _sight(first, tile.offset, problem, CAUSAL)
+    inner_start, _ = _sight(first + ROWS - 1, tile.offset, problem, CAUSAL)
+    inner_stop = gl.minimum(gl.maximum(gl.maximum(inner_stop, 0) // BLOCK_N, start), stop - 1)
+    return gl.minimum(gl.maximum(gl.cdiv(inner_start, BLOCK_N), start), inner_stop), inner_stop
+
+
+@gluon.jit
+def _produce(
+    d_q, d_k, d_v, queries, keys, values, problem,
+    CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
+):  # fmt: skip
+    """Load every tile of Q, K and V in the order in which the consumers come to need them."""
     BLOCK_M: gl.constexpr = CONSUMERS * ROWS
-    SLOTS: gl.constexpr = s_k.shape[0]
-    total = query_tiles * heads * batch
     n = 0
-    for turn in range(gl.cdiv(total, gl.num_programs(0))):
-        i = _tile_index(turn)
-        if i < total:
-            i_m, i_h, i_b = _tile_of(i, sizes)
-            i_kv = i_h // group
-            first = i_m * BLOCK_M
-            _, stop = _key_blocks(first, gl.minimum(first + BLOCK_M, lengths[0]) - 1, lengths, BLOCK_N, CAUSAL)
-            for c in gl.static_range(CONSUMERS):
-                mbarrier.wait(q_empty.index(c), (turn & 1) ^ 1)
-                load_tile(d_q, i_b, first + c * ROWS, i_h, q_full.index(c), s_q.index(c))
-            wait_empty(k_empty, n)
-            load_tile(d_k, i_b, (stop - 1) * BLOCK_N, i_kv, k_full.index(n % SLOTS), s_k.index(n % SLOTS))
-            for j in range(stop - 1):
-                i_n = stop - 1 - j
-                wait_empty(k_empty, n + 1)
-                load_tile(d_k, i_b, (i_n - 1) * BLOCK_N, i_kv, k_full.index((n + 1) % SLOTS), s_k.index((n + 1) % SLOTS))
-                wait_empty(v_empty, n)
-                load_tile(d_v, i_b, i_n * BLOCK_N, i_kv, v_full.index(n % SLOTS), s_v.index(n % SLOTS))
-                n += 1
-            wait_empty(v_empty, n)
-            load_tile(d_v, i_b, 0, i_kv, v_full.index(n % SLOTS), s_v.index(n % SLOTS))
+    for turn in range(_turns(problem, BLOCK_M)):
+        tile = _tile(turn, problem, BLOCK_M, BLOCK_N, CAUSAL)
+        i_kv = tile.i_h // problem.group
+        for c in gl.static_range(CONSUMERS):
+            load_next(queries, turn * CONSUMERS + c, d_q, tile.i_b, tile.first + c * ROWS, tile.i_h)
+        load_next(keys, n, d_k, tile.i_b, (tile.stop - 1) * BLOCK_N, i_kv)
+        for j in range(tile.stop - 1 - tile.start):
+            i_n = tile.stop - 1 - j
+            load_next(keys, n + 1, d_k, tile.i_b, (i_n - 1) * BLOCK_N, i_kv)
+            load_next(values, n, d_v, tile.i_b, i_n * BLOCK_N, i_kv)
             n += 1
+        load_next(values, n, d_v, tile.i_b, tile.start * BLOCK_N, i_kv)
+        n += 1
 
 
 @gluon.jit
-def _weights(b_s, b_max, b_sum, i_n, o_stop, scale, MASKED: gl.constexpr):
-    """Scores to weights relative to the running maximum, which stays unscaled: (weights, max, sum, decay)."""
+def _weights(b_s, b_max, b_sum, i_n, o_m, tile, problem, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+    """Scores to weights relative to the running maximum: (weights, maximum, sum, decay of what was summed before).
+
+    The maximum is that of unscaled scores; the scale takes part in the exponent's multiply-add.
+    """
     BLOCK_N: gl.constexpr = b_s.shape[1]
+    scale = problem.score_scale
+    if problem.cap is not None:  # cap * tanh(x), tanh from two fast instructions rather than one coarse
+        b_s = problem.cap - 2.0 * problem.cap / (gl.exp2(b_s * (scale * 2.0 * LOG2E)) + 1.0)
+        scale = 1.0
     if MASKED:
+        o_start, o_stop = _sight(o_m, tile.offset, problem, CAUSAL)
         o_n = i_n * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, b_s.type.layout))
-        b_s = gl.where(o_n[None, :] < o_stop[:, None], b_s, float("-inf"))
+        m_sees = o_n[None, :] < o_stop[:, None]
+        if problem.window is not None:
+            m_sees = m_sees & (o_n[None, :] >= o_start[:, None])
+        b_s = gl.where(m_sees, b_s, float("-inf"))
     b_new_max = gl.maximum(b_max, gl.max(b_s, 1))
     b_reference = b_new_max * scale
     if MASKED:  # a query that has seen no key yet: -inf minus -inf would be NaN
@@ -129,195 +203,264 @@ def _weights(b_s, b_max, b_sum, i_n, o_stop, scale, MASKED: gl.constexpr):
 
 
 @gluon.jit
+def _scores(s_q, keys, n, LAYOUT: gl.constexpr):
+    """Start the product of the queries with the n-th tile of keys."""
+    BLOCK_N: gl.constexpr = keys.tiles.shape[2]
+    b_zero = gl.zeros([ROWS, BLOCK_N], gl.float32, LAYOUT)
+    return warpgroup_mma(s_q, matrix_of(keys, n).permute((1, 0)), b_zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
 def _walk_keys(
-    b_acc, b_p, b_max, b_sum, n, top, bottom, s_mine, tiles, barriers, o_stop, scale,
-    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr, MASKED: gl.constexpr,
-):
-    """Fold the key blocks from ``top`` - 1 down to ``bottom`` into the running output, sum and maximum."""
-    _, s_k, s_v, _ = tiles
-    _, _, k_full, k_empty, v_full, v_empty = barriers
-    SLOTS: gl.constexpr = s_k.shape[0]
-    BLOCK_N: gl.constexpr = s_k.shape[2]
-    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    b_acc, b_p, b_max, b_sum, n, top, bottom, s_q, keys, values, o_m, tile, problem,
+    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr, PING_PONG: gl.constexpr,
+    MASKED: gl.constexpr,
+):  # fmt: skip
+    """Fold the key blocks from ``top`` - 1 down to ``bottom`` in: their scores, and P V of the block before.
+
+    ``b_p`` holds the weights of the n-th tile, which the walk before left.
+    """
+    scores: gl.constexpr = o_m.type.layout.parent
     output: gl.constexpr = b_acc.type.layout
-    b_zero = gl.zeros([ROWS, BLOCK_N], gl.float32, scores)
     for j in range(top - bottom):
-        wait_full(k_full, n + 1)
-        if PING_PONG:
+        wait_full(keys, n + 1)
+        if PING_PONG:  # the products of the others end before those of this warpgroup begin
             turn_wait(WHICH)
-        b_s = warpgroup_mma(s_mine, as_matrix(s_k.index((n + 1) % SLOTS)).permute((1, 0)), b_zero, use_acc=False, is_async=True)
-        wait_full(v_full, n)
-        b_acc = warpgroup_mma(b_p, as_matrix(s_v.index(n % SLOTS)), b_acc, is_async=True)
+        b_s = _scores(s_q, keys, n + 1, scores)
+        wait_full(values, n)
+        b_acc = warpgroup_mma(b_p, matrix_of(values, n), b_acc, is_async=True)
         if PING_PONG:
             turn_give((WHICH + 1) % CONSUMERS)
         b_s = warpgroup_mma_wait(1, [b_s])
-        mbarrier.arrive(k_empty.index((n + 1) % SLOTS), count=1)
-        b_w, b_max, b_sum, b_decay = _weights(b_s, b_max, b_sum, top - 1 - j, o_stop, scale, MASKED)
-        # What the wait is given must be computed before it: the softmax runs while P V is in flight.
-        wait_full(v_full, n)
+        release(keys, n + 1)
+        b_w, b_max, b_sum, b_decay = _weights(
+            b_s, b_max, b_sum, top - 1 - j, o_m, tile, problem, CAUSAL, MASKED
+        )
+        # The assembler moves the wait for P V up, in front of the softmax that it is there to overlap, unless
+        # a branch stands between: this one, on a barrier that has long been passed. It may not move the
+        # softmax down either, so the wait takes what the softmax gave.
+        wait_full(values, n)
         b_acc, b_w, b_sum = warpgroup_mma_wait(0, [b_acc, b_w, b_sum])
-        b_p = gl.convert_layout(b_w.to(s_v.dtype), b_p.type.layout, assert_trivial=True)
-        mbarrier.arrive(v_empty.index(n % SLOTS), count=1)
+        release(values, n)
         b_acc = b_acc * gl.convert_layout(b_decay, gl.SliceLayout(1, output))[:, None]
+        b_p = gl.convert_layout(b_w.to(b_p.dtype), b_p.type.layout, assert_trivial=True)
         n += 1
     return b_acc, b_p, b_max, b_sum, n
 
 
 @gluon.jit
+def _own_blocks(tile, problem, WHICH: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """The key blocks [start, stop) of the tile that this consumer's own 64 queries see, at least one."""
+    start, stop = _key_blocks(tile.first + WHICH * ROWS, ROWS, tile.offset, problem, BLOCK_N, CAUSAL)
+    start = gl.minimum(gl.maximum(start, tile.start), tile.stop - 1)
+    return start, gl.maximum(gl.minimum(stop, tile.stop), start + 1)
+
+
+@gluon.jit
+def _skip(keys, values, n, count, WHICH: gl.constexpr, CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr):
+    """Release tiles that only the other consumers need."""
+    for i in range(n, n + count):
+        if PING_PONG:
+            turn_wait(WHICH)
+            turn_give((WHICH + 1) % CONSUMERS)
+        wait_full(keys, i)
+        release(keys, i)
+        wait_full(values, i)
+        release(values, i)
+    return n + count
+
+
+@gluon.jit
 def _consume(
-    descriptors, tiles, barriers, sizes, lengths, p_lse, scale,
+    d_out, s_out, queries, keys, values, problem,
     WHICH: gl.constexpr, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
-):
-    _, _, d_v, d_out = descriptors
-    s_q, s_k, s_v, s_out = tiles
-    q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
-    query_tiles, heads, _, batch, _ = sizes
-    queries, keys = lengths
-    HEAD_DIM: gl.constexpr = s_q.shape[4]
+):  # fmt: skip
+    """The consumer that owns 64 queries of every tile.
+
+    The first scores of the next tile are under way while the output of the last one is written.
+    """
     BLOCK_M: gl.constexpr = CONSUMERS * ROWS
-    SLOTS: gl.constexpr = s_k.shape[0]
+    HEAD_DIM: gl.constexpr = queries.tiles.shape[4]
+    WINDOW: gl.constexpr = problem.window is not None
+    MASKED: gl.constexpr = CAUSAL or RAGGED or WINDOW
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     output: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
-    weights: gl.constexpr = gl.DotOperandLayout(0, output, 2)
-
-    total = query_tiles * heads * batch
-    n = 0
+    rows: gl.constexpr = gl.SliceLayout(1, scores)
+    s_out = s_out.index(WHICH)
     if PING_PONG and WHICH == CONSUMERS - 1:
         turn_give(0)
-    for turn in range(gl.cdiv(total, gl.num_programs(0))):
-        i = _tile_index(turn)
-        if i < total:
-            i_m, i_h, i_b = _tile_of(i, sizes)
-            first = i_m * BLOCK_M
-            inner_stop, stop = _key_blocks(first, gl.minimum(first + BLOCK_M, queries) - 1, lengths, BLOCK_N, CAUSAL)
-            o_m = first + WHICH * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, scores))
-            o_stop = gl.full([ROWS], 0, gl.int32, gl.SliceLayout(1, scores)) + keys
-            if CAUSAL:
-                o_stop = gl.minimum(o_stop, o_m + 1 + keys - queries)
 
-            b_zero = gl.zeros([ROWS, BLOCK_N], gl.float32, scores)
-            b_max = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, scores))
-            b_sum = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, scores))
-            b_acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, output)
-            s_mine = as_matrix(s_q.index(WHICH))
-
-            mbarrier.wait(q_full.index(WHICH), turn & 1)
-            wait_full(k_full, n)
-            b_s = warpgroup_mma(s_mine, as_matrix(s_k.index(n % SLOTS)).permute((1, 0)), b_zero, use_acc=False, is_async=True)
-            b_s = warpgroup_mma_wait(0, [b_s])
-            mbarrier.arrive(k_empty.index(n % SLOTS), count=1)
-            b_p, b_max, b_sum, b_decay = _weights(b_s, b_max, b_sum, stop - 1, o_stop, scale, CAUSAL or RAGGED)
-            b_p = gl.convert_layout(b_p.to(s_v.dtype), weights, assert_trivial=True)
-            if CAUSAL or RAGGED:
-                b_acc, b_p, b_max, b_sum, n = _walk_keys(
-                    b_acc, b_p, b_max, b_sum, n, stop - 1, inner_stop, s_mine, tiles, barriers, o_stop, scale, WHICH, CONSUMERS, PING_PONG, True)
+    turns = _turns(problem, BLOCK_M)
+    tile = _tile(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
+    start, stop = _own_blocks(tile, problem, WHICH, BLOCK_N, CAUSAL)
+    i_q = WHICH
+    wait_full(queries, i_q)
+    n = _skip(keys, values, 0, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
+    wait_full(keys, n)
+    b_s = _scores(matrix_of(queries, i_q), keys, n, scores)
+    for turn in range(turns):
+        o_m = tile.first + WHICH * ROWS + gl.arange(0, ROWS, rows)
+        s_q = matrix_of(queries, i_q)
+        b_s = warpgroup_mma_wait(0, [b_s])
+        release(keys, n)
+        b_max = gl.full([ROWS], float("-inf"), gl.float32, rows)
+        b_sum = gl.zeros([ROWS], gl.float32, rows)
+        b_w, b_max, b_sum, _ = _weights(b_s, b_max, b_sum, stop - 1, o_m, tile, problem, CAUSAL, MASKED)
+        b_p = gl.convert_layout(b_w.to(keys.tiles.dtype), gl.DotOperandLayout(0, output, 2), assert_trivial=True)
+        b_acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, output)
+        inner_start, inner_stop = start, stop - 1
+        if MASKED:
+            inner_start, inner_stop = _inner_blocks(
+                tile.first + WHICH * ROWS, tile, start, stop, problem, BLOCK_N, CAUSAL
+            )
             b_acc, b_p, b_max, b_sum, n = _walk_keys(
-                b_acc, b_p, b_max, b_sum, n, inner_stop, 0, s_mine, tiles, barriers, o_stop, scale, WHICH, CONSUMERS, PING_PONG, False)
-            mbarrier.arrive(q_empty.index(WHICH), count=1)
-            wait_full(v_full, n)
-            b_acc = warpgroup_mma(b_p, as_matrix(s_v.index(n % SLOTS)), b_acc, is_async=True)
-            b_divisor = gl.where(b_sum == 0.0, 1.0, b_sum)
-            b_lse = (b_max * scale + gl.log2(b_divisor)) * 0.6931471805599453
-            gl.store(p_lse + (i_b * heads + i_h).to(gl.int64) * queries + o_m, b_lse, mask=o_m < queries)
-            b_acc = warpgroup_mma_wait(0, [b_acc])
-            mbarrier.arrive(v_empty.index(n % SLOTS), count=1)
-            n += 1
-            b_acc = b_acc * gl.convert_layout(1.0 / b_divisor, gl.SliceLayout(1, output))[:, None]
-            tma.store_wait(0)
-            as_matrix(s_out.index(WHICH)).store(b_acc.to(s_out.dtype))
-            fence_async_shared()
-            tma.async_copy_shared_to_global(d_out, [i_b, first + WHICH * ROWS, i_h, 0], s_out.index(WHICH))
+                b_acc, b_p, b_max, b_sum, n, stop - 1, inner_stop, s_q, keys, values, o_m, tile,
+                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
+            )  # fmt: skip
+        b_acc, b_p, b_max, b_sum, n = _walk_keys(
+            b_acc, b_p, b_max, b_sum, n, inner_stop, inner_start, s_q, keys, values, o_m, tile,
+            problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, False,
+        )  # fmt: skip
+        if WINDOW:
+            b_acc, b_p, b_max, b_sum, n = _walk_keys(
+                b_acc, b_p, b_max, b_sum, n, inner_start, start, s_q, keys, values, o_m, tile,
+                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
+            )  # fmt: skip
+        release(queries, i_q)
+        wait_full(values, n)
+        b_acc = warpgroup_mma(b_p, matrix_of(values, n), b_acc, is_async=True)
+        last_n = n
+        last = tile
+        n += 1
+        if WINDOW:
+            n = _skip(keys, values, n, start - tile.start, WHICH, CONSUMERS, PING_PONG)
+
+        # The next tile's first scores; past the last tile they are formed from whatever is there, never read.
+        if turn + 1 < turns:
+            tile = _tile(turn + 1, problem, BLOCK_M, BLOCK_N, CAUSAL)
+            start, stop = _own_blocks(tile, problem, WHICH, BLOCK_N, CAUSAL)
+            i_q += CONSUMERS
+            wait_full(queries, i_q)
+            n = _skip(keys, values, n, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
+            wait_full(keys, n)
+        b_s = _scores(matrix_of(queries, i_q), keys, n, scores)
+
+        b_max = b_max * (problem.score_scale if problem.cap is None else 1.0)
+        b_keep = 1.0
+        if problem.sinks is not None:  # one more key, whose value is zero
+            sink = gl.load(problem.sinks + last.i_h) * LOG2E
+            b_all_max = gl.maximum(b_max, sink)
+            b_keep = gl.exp2(b_max - b_all_max)
+            b_sum = b_sum * b_keep + gl.exp2(sink - b_all_max)
+            b_max = b_all_max
+        # A query that saw nothing has a maximum of -inf and a sum of 0, divided as 1: output 0, LSE -inf.
+        b_sum = gl.where(b_sum == 0.0, 1.0, b_sum)
+        p_lse = problem.lse + (last.i_b * problem.heads + last.i_h).to(gl.int64) * problem.queries
+        gl.store(p_lse + o_m, (b_max + gl.log2(b_sum)) * LN2, mask=o_m < problem.queries)
+        b_acc = warpgroup_mma_wait(1, [b_acc])
+        release(values, last_n)
+        b_acc = b_acc * gl.convert_layout(b_keep / b_sum, gl.SliceLayout(1, output))[:, None]
+        tma.store_wait(0)
+        s_out.reshape([ROWS, HEAD_DIM]).store(b_acc.to(s_out.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(d_out, [last.i_b, last.first + WHICH * ROWS, last.i_h, 0], s_out)
+    warpgroup_mma_wait(0, [b_s])
     if PING_PONG and WHICH == 0:
         turn_wait(0)
     tma.store_wait(0)
 
 
-SIZES = ["queries", "keys", "query_tiles", "heads", "group", "batch", "together"]
-
-
-@gluon.jit(do_not_specialize=SIZES)
+@gluon.jit(do_not_specialize=["problem"])
 def attention_forward_kernel(
-    d_q, d_k, d_v, d_out, p_lse,
-    queries, keys, query_tiles, heads, group, batch, together, scale,
+    d_q, d_k, d_v, d_out, problem,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, SLOTS: gl.constexpr,
-    CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr, REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
-):
-    descriptors = (d_q, d_k, d_v, d_out)
-    tiles = (allocate_tiles(d_q, CONSUMERS), allocate_tiles(d_k, SLOTS), allocate_tiles(d_v, SLOTS), allocate_tiles(d_out, CONSUMERS))
-    barriers = (
-        allocate_barriers(CONSUMERS, 1), allocate_barriers(CONSUMERS, 1),
-        allocate_barriers(SLOTS, 1), allocate_barriers(SLOTS, CONSUMERS),
-        allocate_barriers(SLOTS, 1), allocate_barriers(SLOTS, CONSUMERS),
-    )
-    sizes = (query_tiles, heads, group, batch, together)
-    lengths = (queries, keys)
+    CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    queries = allocate_ring(d_q, CONSUMERS, 1)
+    keys = allocate_ring(d_k, SLOTS, CONSUMERS)
+    values = allocate_ring(d_v, SLOTS, CONSUMERS)
+    s_out = allocate_tiles(d_out, CONSUMERS)
+    # fmt: off
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (descriptors, tiles, barriers, sizes, lengths, p_lse, scale, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_consume, (descriptors, tiles, barriers, sizes, lengths, p_lse, scale, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_produce, (descriptors, tiles, barriers, sizes, lengths, CONSUMERS, BLOCK_N, CAUSAL)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 1],
-            [REGISTERS, PRODUCER_REGISTERS],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     else:
         gl.warp_specialize(
             [
-                (_consume, (descriptors, tiles, barriers, sizes, lengths, p_lse, scale, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_consume, (descriptors, tiles, barriers, sizes, lengths, p_lse, scale, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_consume, (descriptors, tiles, barriers, sizes, lengths, p_lse, scale, 2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_produce, (descriptors, tiles, barriers, sizes, lengths, CONSUMERS, BLOCK_N, CAUSAL)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 4, 1],
-            [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
+    # fmt: on
 
 
-class Shape(NamedTuple):
-    """``consumers`` warpgroups of 64 queries by ``block_n`` keys a step, ``slots`` tiles in each ring."""
+class ForwardShape(NamedTuple):
+    """``consumers`` warpgroups of 64 queries each, ``block_n`` keys a step, ``slots`` tiles a ring."""
 
     consumers: int
     block_n: int
     slots: int
     ping_pong: bool = False
-    l2_bytes: int = 24 << 20
+    together: int = 33
 
 
-def forward_shape(head_dim: int) -> Shape:
-    return Shape(2, 128, 2) if head_dim == 128 else Shape(3, 128, 3)
+# Of the 65,536 registers of a multiprocessor: what a launch gives each thread, and what consumers and the
+# producer's warpgroup make of it (setmaxnreg).
+REGISTERS = {2: (168, 240, 24), 3: (128, 160, 32)}
 
 
-def forward_launch(call: AttentionCall, out_BTHD: Tensor, lse_BHT: Tensor, shape: Shape | None = None) -> Launch:
-    """The launch that fills ``out_BTHD`` and the contiguous float32 ``lse_BHT``; see `supported`."""
+def forward_shape(head_dim: int) -> ForwardShape:
+    return ForwardShape(2, 128, 2) if head_dim == 128 else ForwardShape(3, 128, 3)
+
+
+def forward_launch(
+    call: AttentionCall, out_BTHD: Tensor, lse_BHT: Tensor, shape: ForwardShape | None = None
+) -> Launch:
+    """The launch that fills ``out_BTHD`` and the contiguous float32 ``lse_BHT`` of a supported call."""
     shape = shape or forward_shape(call.head_dim)
-    query_tiles = triton.cdiv(call.queries, 64 * shape.consumers)
-    tiles = query_tiles * call.heads * call.batch
-    head_bytes = 2 * call.keys * call.head_dim * call.k_BSKD.element_size()
-    group = call.heads // call.k_BSKD.shape[2]
+    registers, consumer_registers, producer_registers = REGISTERS[shape.consumers]
+    tiles = triton.cdiv(call.queries, ROWS.value * shape.consumers) * call.heads * call.batch
+    rule, sizes = call.rule(), call.sizes()
     arguments = {
-        "d_q": row_tiles(call.q_BTHD, 64),
+        "d_q": row_tiles(call.q_BTHD, ROWS.value),
         "d_k": row_tiles(call.k_BSKD, shape.block_n),
         "d_v": row_tiles(call.v_BSKD, shape.block_n),
-        "d_out": row_tiles(out_BTHD, 64),
-        "p_lse": lse_BHT,
-        "queries": call.queries,
-        "keys": call.keys,
-        "query_tiles": query_tiles,
-        "heads": call.heads,
-        "group": group,
-        "batch": call.batch,
-        "together": max(1, shape.l2_bytes // head_bytes) * group,
-        "scale": call.rule().score_scale,
+        "d_out": row_tiles(out_BTHD, ROWS.value),
+        "problem": Problem(
+            queries=call.queries,
+            keys=call.keys,
+            heads=call.heads,
+            group=sizes.group,
+            batch=call.batch,
+            together=shape.together,
+            window=call.window,
+            starts=call.starts_B,
+            lse=lse_BHT,
+            sinks=call.sinks_H,
+            score_scale=rule.score_scale,
+            cap=rule.cap,
+        ),
         "CONSUMERS": shape.consumers,
         "BLOCK_N": shape.block_n,
         "SLOTS": shape.slots,
         "CAUSAL": call.causal,
         "RAGGED": call.keys % shape.block_n != 0,
         "PING_PONG": shape.ping_pong,
-        "REGISTERS": 240 if shape.consumers == 2 else 160,
-        "PRODUCER_REGISTERS": 24 if shape.consumers == 2 else 32,
+        "CONSUMER_REGISTERS": consumer_registers,
+        "PRODUCER_REGISTERS": producer_registers,
     }
     programs = min(tiles, multiprocessors(call.q_BTHD.device))
-    return Launch(attention_forward_kernel, (programs,), arguments, num_warps=4, max_registers=168 if shape.consumers == 2 else 128)
+    return Launch(attention_forward_kernel, (programs,), arguments, num_warps=4, max_registers=registers)

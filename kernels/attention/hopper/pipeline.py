@@ -1,10 +1,10 @@
-"""What the Hopper kernels share: tiles that the copy engine (TMA) moves, and the rings they travel through.
+"""What makes up a Hopper pipeline: tiles that the copy engine (TMA) moves, the rings they go through, and turns.
 
-A ring is a row of shared-memory slots with two mbarriers each: ``full`` counts the bytes that arrive,
-``empty`` the partitions that have read them. The n-th tile of a ring lives in slot n % slots; the barriers'
-phase bit flips with every round through the ring.
+A ring is a row of shared-memory slots with two mbarriers each: ``full`` counts the bytes that arrive, ``empty``
+the partitions that have read them. The n-th tile of a ring lies in slot n % slots; the barriers' phase bit
+flips with every round through the ring.
 
-Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head dim.
+Shapes: B batch, T query length, H query heads, D head dim.
 Prefixes: i_ index, s_ shared memory, d_ TMA descriptor.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -12,7 +12,7 @@ Prefixes: i_ index, s_ shared memory, d_ TMA descriptor.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-FIRST_TURN = gl.constexpr(12)  # of 16 named barriers; Triton counts its own from 0 up
 ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+FIRST_TURN = gl.constexpr(12)  # of the 16 named barriers; Triton counts its own from 0 up
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def _tile_layout(block: tuple[int, ...], dtype: torch.dtype) -> Any:
 def row_tiles(tensor_BTHD: Tensor, rows: int) -> Any:
     """A TMA descriptor of a (B, T, H, D) tensor whose tiles are ``rows`` rows of one head, (1, rows, 1, D).
 
-    Rows past the end read as 0 and are not written. `obstacle_of` says which tensors have a descriptor.
+    Rows past the end read as 0 and are not written. `obstacle_of` tells which tensors have a descriptor.
     """
     block = (1, rows, 1, tensor_BTHD.shape[3])
     # The stride of an axis of one element may be anything, but the copy engine wants multiples of 16 bytes.
@@ -41,13 +41,8 @@ def row_tiles(tensor_BTHD: Tensor, rows: int) -> Any:
         stride if size > 1 else 16
         for size, stride in zip(tensor_BTHD.shape[:3], tensor_BTHD.stride()[:3], strict=True)
     ]
-    return TensorDescriptor(
-        tensor_BTHD,
-        list(tensor_BTHD.shape),
-        [*strides, 1],
-        list(block),
-        _tile_layout(block, tensor_BTHD.dtype),
-    )
+    layout = _tile_layout(block, tensor_BTHD.dtype)
+    return TensorDescriptor(tensor_BTHD, list(tensor_BTHD.shape), [*strides, 1], list(block), layout)
 
 
 def obstacle_of(name: str, tensor_BTHD: Tensor) -> str | None:
@@ -58,71 +53,86 @@ def obstacle_of(name: str, tensor_BTHD: Tensor) -> str | None:
         return f"{name} does not start at a multiple of 16 bytes"
     if last != 1:
         return f"the head dim of {name} is not contiguous"
-    for size, stride in zip(tensor_BTHD.shape[:3], outer, strict=True):
-        if size > 1 and (stride % step or stride <= 0):
-            return f"strides {tuple(tensor_BTHD.stride())} of {name} are not positive multiples of 16 bytes"
+    if any(size > 1 and (stride % step or stride <= 0) for size, stride in zip(tensor_BTHD.shape, outer)):
+        return f"the strides {tuple(tensor_BTHD.stride())} of {name} are not positive multiples of 16 bytes"
     return None
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs of one per multiprocessor run at once; the H100's number where there is no device."""
+    """How many programs run at once, one a multiprocessor; the H100's number where there is no device."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-@gluon.jit
-def allocate_tiles(d_rows, COUNT: gl.constexpr):
-    """Shared memory for ``COUNT`` tiles of a descriptor."""
-    return gl.allocate_shared_memory(d_rows.dtype, [COUNT] + d_rows.block_type.shape, d_rows.layout)
+class Ring(NamedTuple):
+    """Shared memory of tiles (slots, 1, rows, 1, D) with the barriers of every slot."""
+
+    tiles: Any
+    full: Any
+    empty: Any
 
 
 @gluon.jit
-def allocate_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    """``COUNT`` mbarriers whose phase ends after ``ARRIVALS`` arrivals."""
-    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        mbarrier.init(bars.index(i), count=ARRIVALS)
-    return bars
+def allocate_tiles(d_rows, SLOTS: gl.constexpr):
+    """Shared memory for ``SLOTS`` tiles of a descriptor."""
+    return gl.allocate_shared_memory(d_rows.dtype, [SLOTS] + d_rows.block_type.shape, d_rows.layout)
 
 
 @gluon.jit
-def as_matrix(s_tile):
-    """A tile (1, rows, 1, D) as the matrix (rows, D) that it is."""
-    return s_tile.reshape([s_tile.shape[1], s_tile.shape[3]])
+def allocate_ring(d_rows, SLOTS: gl.constexpr, READERS: gl.constexpr):
+    """A ring of a descriptor's tiles, each read by ``READERS`` partitions."""
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=READERS)
+    return Ring(allocate_tiles(d_rows, SLOTS), full, empty)
 
 
 @gluon.jit
-def load_tile(d_rows, i_b, row, i_h, full, s_tile):
-    """Start copying a tile of one head from ``row`` on; ``full`` is signalled once all of it is there."""
+def matrix_of(ring, n):
+    """The n-th tile as the matrix (rows, D) that it is."""
+    SLOTS: gl.constexpr = ring.tiles.shape[0]
+    return ring.tiles.index(n % SLOTS).reshape([ring.tiles.shape[2], ring.tiles.shape[4]])
+
+
+@gluon.jit
+def load_next(ring, n, d_rows, i_b, first, i_h):
+    """Start copying rows of one head, from ``first`` on, as the n-th tile, once its slot is free."""
+    SLOTS: gl.constexpr = ring.tiles.shape[0]
+    full = ring.full.index(n % SLOTS)
+    mbarrier.wait(ring.empty.index(n % SLOTS), ((n // SLOTS) & 1) ^ 1)
     mbarrier.expect(full, d_rows.block_type.nbytes)
-    tma.async_copy_global_to_shared(d_rows, [i_b, row, i_h, 0], full, s_tile)
+    tma.async_copy_global_to_shared(d_rows, [i_b, first, i_h, 0], full, ring.tiles.index(n % SLOTS))
 
 
 @gluon.jit
-def wait_full(full, n):
-    """Wait for the n-th tile of a ring, where the ring has as many slots as ``full`` has barriers."""
-    SLOTS: gl.constexpr = full.shape[0]
-    mbarrier.wait(full.index(n % SLOTS), (n // SLOTS) & 1)
+def wait_full(ring, n):
+    """Wait for the n-th tile."""
+    SLOTS: gl.constexpr = ring.full.shape[0]
+    mbarrier.wait(ring.full.index(n % SLOTS), (n // SLOTS) & 1)
 
 
 @gluon.jit
-def wait_empty(empty, n):
-    """Wait until the slot of the n-th tile is free: at once in the first round through the ring."""
-    SLOTS: gl.constexpr = empty.shape[0]
-    mbarrier.wait(empty.index(n % SLOTS), ((n // SLOTS) & 1) ^ 1)
+def release(ring, n):
+    """This partition has read the n-th tile."""
+    SLOTS: gl.constexpr = ring.empty.shape[0]
+    mbarrier.arrive(ring.empty.index(n % SLOTS), count=1)
 
 
 @gluon.jit
 def turn_wait(who: gl.constexpr):
-    """Wait for the turn of warpgroup ``who``; warpgroups take turns through named barriers of two each."""
+    """Wait for the turn of warpgroup ``who``: a named barrier of its 128 threads and those that give the turn."""
     gl.inline_asm_elementwise(
-        "bar.sync $1, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32, is_pure=False, pack=1
-    )
+        "bar.sync $1, 256; mov.b32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32,
+        is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @gluon.jit
 def turn_give(who: gl.constexpr):
     """Give the turn to warpgroup ``who``."""
     gl.inline_asm_elementwise(
-        "bar.arrive $1, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32, is_pure=False, pack=1
-    )
+        "bar.arrive $1, 256; mov.b32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32,
+        is_pure=False, pack=1,
+    )  # fmt: skip
