@@ -84,12 +84,19 @@ def _attention() -> list[Finding]:
         return []
     import torch
 
+    from lit_eff.kernels.attention import explain
     from lit_eff.models.attention_backend import choose_backend
     from lit_eff.models.config import ModelConfig
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choice = choose_backend(ModelConfig(vocab_size=1), device, "auto")
-    return [Finding("attention backend", choice.name, choice.reason)]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q_BTHD = torch.empty(1, 128, 1, 64, dtype=dtype, device=device)
+    path = explain(q_BTHD, q_BTHD, q_BTHD, causal=True)
+    return [
+        Finding("attention backend", choice.name, choice.reason),
+        Finding("attention kernels", path.name, path.reason),
+    ]
 
 
 def findings() -> list[Finding]:

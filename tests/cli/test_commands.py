@@ -73,7 +73,8 @@ def test_doctor_prints_the_same_findings_as_table_and_json(
     assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     by_name = {finding["name"]: finding for finding in findings}
-    assert {"machine", "python", "GPU", "ncu", "attention backend", *doctor.PACKAGES} <= set(by_name)
+    expected = {"machine", "python", "GPU", "ncu", "attention backend", "attention kernels", *doctor.PACKAGES}
+    assert expected <= set(by_name)
     import torch
 
     assert by_name["torch"]["found"] == torch.__version__

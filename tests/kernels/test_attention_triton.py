@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -85,25 +86,65 @@ def test_strides_of_any_kind() -> None:
     torch.testing.assert_close(leaf.grad, reference_leaf.grad)
 
 
-def test_operator_check() -> None:
+IDS = {
+    "documents_BT": torch.zeros(1, 20, dtype=torch.int64),
+    "key_documents_BS": torch.zeros(1, 24, dtype=torch.int64),
+    "starts_B": torch.tensor([4]),
+}
+RULE = {
+    "sinks_H": torch.tensor([0.5, 1.0], requires_grad=True),
+    "alibi_H": torch.tensor([0.5, 1.0]),
+    "seed": torch.tensor([3]),
+    "dropout_p": 0.5,
+    "window": 9,
+    "softcap": 2.0,
+}
+PACKING = {
+    "cu_seqlens_q": torch.tensor([0, 13, 20]),
+    "cu_seqlens_k": torch.tensor([0, 4, 24]),
+    "max_seqlen_q": 13,
+    "max_seqlen_k": 20,
+}
+
+
+@pytest.mark.parametrize("given", [{}, IDS, RULE, RULE | PACKING], ids=["plain", "ids", "rule", "packed"])
+def test_operator_check(given: dict[str, Any]) -> None:
     """Schema, fake tensors, autograd registration and ahead-of-time dispatch with dynamic shapes."""
-    from lit_eff.kernels.attention.operator import attention_forward
+    from lit_eff.kernels.attention.operator import attention_backward, attention_forward
 
     q = torch.randn(1, 20, 2, 16, requires_grad=True)
     k = torch.randn(1, 24, 1, 16, requires_grad=True)
-    ids = (torch.zeros(1, 20, dtype=torch.int64), torch.zeros(1, 24, dtype=torch.int64))
-    for masks in ((None, None, None), (*ids, torch.tensor([4]))):
-        torch.library.opcheck(
-            attention_forward, (q, k, k, *masks, *5 * (None,), 0, 0, 0.25, True, None, None, 0.0)
-        )
+    v = torch.randn(1, 24, 1, 16, requires_grad=True)
+    names = [argument.name for argument in torch.ops.lit_eff.attention_forward.default._schema.arguments[3:]]
+    absent = {"max_seqlen_q": 0, "max_seqlen_k": 0, "scale": 0.25, "causal": True, "dropout_p": 0.0}
+    arguments = [(absent | given).get(name) for name in names]
+    torch.library.opcheck(attention_forward, (q, k, v, *arguments))
+    with torch.no_grad():
+        out, lse = attention_forward(q, k, v, *arguments)
+        detached = [each.detach() if isinstance(each, Tensor) else each for each in (q, k, v, *arguments)]
+    torch.library.opcheck(attention_backward, (out, lse, out, lse, *detached))
 
 
 def test_traces_without_graph_breaks() -> None:
-    traced = torch.compile(
-        lambda q, k: attention(q, k, k, causal=True), fullgraph=True, backend="aot_eager", dynamic=True
-    )
+    def call(q: Tensor, k: Tensor, seed: Tensor, sinks: Tensor) -> Tensor:
+        out = attention(q, k, k, causal=True, dropout_p=0.5, seed=seed, sinks=sinks)
+        assert isinstance(out, Tensor)
+        return out
+
+    traced = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    inputs = torch.randn(1, 30, 2, 16), torch.randn(1, 30, 1, 16), torch.tensor([7]), torch.zeros(2)
+    torch.testing.assert_close(traced(*inputs), call(*inputs))
+
+
+def test_seeds_of_any_kind_are_traced() -> None:
+    """An int (a constant of the graph) and none (drawn inside it, so different every time)."""
     q, k = torch.randn(1, 30, 2, 16), torch.randn(1, 30, 1, 16)
-    torch.testing.assert_close(traced(q, k), attention(q, k, k, causal=True))
+    fixed = torch.compile(
+        lambda q, k: attention(q, k, k, dropout_p=0.5, seed=5), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(fixed(q, k), attention(q, k, k, dropout_p=0.5, seed=5))
+    drawn = torch.compile(lambda q, k: attention(q, k, k, dropout_p=0.5), fullgraph=True, backend="aot_eager")
+    assert not torch.equal(drawn(q, k), drawn(q, k))
 
 
 def test_autocast_casts_the_inputs() -> None:
