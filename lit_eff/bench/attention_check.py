@@ -98,8 +98,9 @@ def _run(
 
 
 def check_case(case: AttentionCase, device: str) -> Outcome:
-    """Output, log-sum-exp and gradients of one case, on a GPU twice."""
+    """Output, log-sum-exp and gradients of one case on every path that takes it, on a GPU twice each."""
     from lit_eff.kernels import attention as room
+    from lit_eff.kernels.attention.paths import use_path
 
     inputs = case.inputs(device)
     ours: Callable[..., Any] = room.attention
@@ -111,15 +112,27 @@ def check_case(case: AttentionCase, device: str) -> Outcome:
             inputs.dlse = inputs.dlse[0]
     dtype = inputs.tensors[0].dtype
     wide = torch.float64 if dtype == torch.float32 else torch.float32
-    with poisoned_memory():
-        first = _run(ours, inputs)
-        second = _run(ours, inputs) if device == "cuda" else first
     plain = _run(reference, inputs, accumulate=dtype)
     exact = _run(reference, inputs, wide, accumulate=wide)
-    faults = [] if same_bits([*first.values()], [*second.values()]) else ["two runs differ in bits"]
-    for name, true in exact.items():
-        faults += compare(name, first[name], plain[name], true, dtype)
+    paths = ["hopper", "portable"] if _path_of(inputs) == "hopper" else [None]
+    faults = []
+    for path in paths:
+        with use_path(path), poisoned_memory():
+            first = _run(ours, inputs)
+            second = _run(ours, inputs) if device == "cuda" else first
+        found = [] if same_bits([*first.values()], [*second.values()]) else ["two runs differ in bits"]
+        for name, true in exact.items():
+            found += compare(name, first[name], plain[name], true, dtype)
+        faults += [f"{path} path: {each}" if path else each for each in found]
     return Outcome(case.name, tuple(faults))
+
+
+def _path_of(inputs: AttentionInputs) -> str:
+    from lit_eff.kernels.attention.interface import explain
+
+    options = dict(inputs.options)
+    packing = [options.pop(name) for name in ("cu_seqlens_q", "cu_seqlens_k") if name in options]
+    return explain(*inputs.tensors, *packing, **options).name
 
 
 def check_cached_case(case: CachedCase, device: str) -> Outcome:
@@ -168,18 +181,14 @@ def _alone(
     return list(function(q[one], *caches, lengths[one], **mine, return_lse=True))
 
 
-def check(case: Case, device: str, path: str | None = None) -> Outcome:
-    """One case on one path; whatever is raised is a fault, not the end of the run."""
-    from lit_eff.kernels.attention.paths import use_path
-
-    name = case.name if path is None else f"{case.name}, {path} path"
+def check(case: Case, device: str) -> Outcome:
+    """One case; whatever is raised is a fault, not the end of the run."""
+    name = case.name
     if device == "cpu":
         case = case.for_interpreter()
     try:
-        with use_path(path):
-            if isinstance(case, CachedCase):
-                return Outcome(name, check_cached_case(case, device).faults)
-            return Outcome(name, check_case(case, device).faults)
+        run: Any = check_cached_case if isinstance(case, CachedCase) else check_case
+        return Outcome(name, run(case, device).faults)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return Outcome(name, (f"{type(error).__name__}: {lines[0]}",))

@@ -31,7 +31,6 @@ class Job:
 
     what: Case | Budget
     device: str
-    path: str | None = None
 
     @property
     def name(self) -> str:
@@ -40,7 +39,7 @@ class Job:
     def run(self) -> Outcome:
         if isinstance(self.what, Budget):
             return check_budget(self.what)
-        return check(self.what, self.device, self.path)
+        return check(self.what, self.device)
 
 
 def jobs_here(texts: Sequence[str]) -> list[Job]:
