@@ -104,12 +104,14 @@ def _signature(
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
 
-    def type_of(value: Any, path: tuple[int, ...], where: str, is_constant: bool) -> Any:
-        if is_constant or value is None or (type(value) is int and value == 1):
+    def type_of(value: Any, path: tuple[int, ...], where: str, is_constant: bool, is_special: bool) -> Any:
+        if is_constant or value is None or (is_special and type(value) is int and value == 1):
             constants[path] = value
             return "constexpr"
         if isinstance(value, tuple):
-            types = [type_of(each, (*path, i), f"{where}[{i}]", False) for i, each in enumerate(value)]
+            types = [
+                type_of(each, (*path, i), f"{where}[{i}]", False, is_special) for i, each in enumerate(value)
+            ]
             return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
         if isinstance(value, torch.Tensor):
             attributes[path] = ALIGNED
@@ -119,7 +121,7 @@ def _signature(
             layout = f",{value.layout!r}" if hasattr(value, "layout") else ""
             return f"tensordesc<{block}{layout}>"
         if type(value) is int:
-            if value % 16 == 0:
+            if is_special and value % 16 == 0:
                 attributes[path] = ALIGNED
             return "i32" if -(2**31) <= value < 2**31 else "i64"
         if type(value) is float:
@@ -132,6 +134,7 @@ def _signature(
             (index,),
             f"{parameter.name} of {kernel.__name__}",
             parameter.is_constexpr,
+            not parameter.do_not_specialize,
         )
         for index, parameter in enumerate(kernel.params)
     }
