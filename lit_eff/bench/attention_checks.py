@@ -59,15 +59,9 @@ def jobs_here(texts: Sequence[str]) -> list[Job]:
     else:
         chosen = covering(cases(), INTERPRETED[0], INTERPRETED_COST)
         chosen += covering(cached_cases(), INTERPRETED[1], 10 * INTERPRETED_COST)
-    paths: list[str | None] = [None]
-    if device == "cuda" and torch.cuda.get_device_capability() >= (9, 0):
-        paths.append("portable")  # which the Hopper path would otherwise hide
-    found = [
-        Job(case, device, path) for path in paths for case in chosen if path is None or case in everything
-    ]
-    found += [
-        Job(each, device) for each in budgets() if not texts or any(text in each.name for text in texts)
-    ]
+    found = [Job(case, device) for case in chosen]
+    compiled = budgets()
+    found += [Job(each, device) for each in compiled if not texts or any(text in each.name for text in texts)]
     if not found:
         raise UserError(f"--cells {' '.join(texts)!r} is in no check's name (such as {everything[0].name!r})")
     return found
