@@ -1,0 +1,371 @@
+"""GPT-2 training with only the attention changed: Hugging Face's eager and SDPA attention, and ours.
+
+The same model, data, optimizer and precision for all (GPT2LMHeadModel from its config, random weights, no
+dropout, bf16 autocast, fused AdamW, T 1,024); our attention is registered with transformers, the model's code
+untouched. Step times are medians of interleaved turns; losses are of the same batches of real text.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import statistics
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from lit_eff.bench._gpt2_job import SIZES, Size, serve
+from lit_eff.cli.arguments import Parser
+from lit_eff.errors import UserError, nearest, require
+from lit_eff.files import atomic_path
+from lit_eff.profiling.devices import find_device
+
+# name -> (attention, compiled). "sdpa_unmasked" is Hugging Face's own function without the mask tensor that
+# transformers makes when traced, "none" a step without attention: what is left if attention were free.
+JOBS = {
+    "eager": ("eager", False),
+    "eager-compile": ("eager", True),
+    "sdpa": ("sdpa", False),
+    "sdpa-compile": ("sdpa", True),
+    "sdpa-unmasked-compile": ("sdpa_unmasked", True),
+    "lit_eff-compile": ("lit_eff", True),
+    "none-compile": ("none", True),
+}
+OURS, EAGER, FREE = "lit_eff-compile", "eager", "none-compile"
+BASELINES = ("sdpa-compile", "sdpa-unmasked-compile")
+GOALS = {"small": 3.5, "medium": 3.0}  # over eager attention: FlashAttention (Dao et al. 2022), table 2
+Tokens = NDArray[np.int32]
+COLOURS = dict(zip(JOBS, ("C7", "C5", "C1", "C0", "C4", "C2", "C3"), strict=True))
+
+
+@dataclass
+class Row:
+    """One job's figures; ``fault`` says why there are none."""
+
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    milliseconds: list[float] = field(default_factory=list)
+    peak_memory_bytes: int | None = None
+    losses: list[float] | None = None
+    kernels: dict[str, Any] = field(default_factory=dict)
+    fault: str | None = None
+
+    @property
+    def median(self) -> float | None:
+        """Milliseconds a step."""
+        return statistics.median(self.milliseconds) if self.milliseconds else None
+
+
+class Worker:
+    """A job in another process, asked one thing at a time; after a fault it is never asked again."""
+
+    def __init__(self, row: Row, slots: Any, job: tuple[Any, ...]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.row = row
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, slots, job), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def answer(self) -> Any:
+        """What the job sent, or None with the row's fault set."""
+        try:
+            value, self.row.fault = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            value, self.row.fault = None, "its process died (out of memory?)"
+        return value
+
+    def ask(self, *request: Any) -> Any:
+        """The answer of the job's method, or None."""
+        if self.row.fault is not None:
+            return None
+        self._connection.send(request)
+        return self.answer()
+
+    def stop(self) -> None:
+        """Let the process end by itself, which a job still compiling would not do soon."""
+        if self._process.is_alive():
+            with suppress(BrokenPipeError):
+                self._connection.send(None)
+            self._process.join(timeout=5)
+            self._process.terminate()
+        self._process.join()
+
+
+def compare(
+    size: Size,
+    names: Sequence[str],
+    text: Callable[[], Tokens],
+    options: Namespace,
+    say: Callable[[str], None],
+) -> list[Row]:
+    """Run the jobs of one size: all are built, then take turns.
+
+    Args:
+        text: makes the rows of the loss curves, (steps * B, T), while the jobs compile.
+        options: as parsed from the command line.
+        say: called with a line before each stage.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    slots = multiprocessing.get_context("spawn").BoundedSemaphore(options.parallel)
+    say(f"compiling {len(names)} jobs, {options.parallel} at a time")
+    workers = [Worker(Row(name), slots, (size, *JOBS[name], device, options.seed)) for name in names]
+    rows = [worker.row for worker in workers]
+    try:
+        rows_NT = text()
+        for worker in workers:
+            worker.row.facts = worker.answer() or {}
+            say(f"{worker.row.name}: {worker.row.fault or 'ready'}")
+        say("timing, in turns")
+        for _ in range(options.rounds):
+            for worker in workers:
+                timed = worker.ask("time", options.steps)
+                if timed is not None:
+                    worker.row.milliseconds.append(timed["milliseconds"])
+                    worker.row.peak_memory_bytes = timed["peak_memory_bytes"]
+        say("kernel times")
+        for worker in workers:
+            worker.row.kernels = worker.ask("profile", 2) or {}
+        say("loss curves")
+        for worker in workers:
+            if worker.row.name != FREE:
+                worker.row.losses = worker.ask("curve", rows_NT)
+    finally:
+        for worker in workers:
+            worker.stop()
+    return rows
+
+
+def text_rows(source: str, size: Size, rows: int, seed: int) -> Tokens:
+    """``rows`` rows of T tokens of real text in random order, in a BPE of GPT-2's kind trained on it.
+
+    Raises:
+        UserError: the text is not there, or too short.
+    """
+    from lit_eff.data.progress import Stages
+    from lit_eff.data.readers import TextFormat
+    from lit_eff.data.sources import open_source
+    from lit_eff.data.tokenizer import TokenizerConfig, train_tokenizer
+
+    texts = [record.text for record in open_source(source, TextFormat()).records()]
+    random.Random(seed).shuffle(texts)
+    with Stages() as stages:
+        config = TokenizerConfig(vocab_size=size.vocabulary)
+        tokenizer = train_tokenizer(texts[:8000], config, total=min(len(texts), 8000), progress=stages)
+    wanted, tokens = rows * size.length, np.zeros(0, np.int32)
+    for first in range(0, len(texts), 1000):
+        encoded = tokenizer.encode_batch(texts[first : first + 1000])
+        tokens = np.concatenate([tokens, *(np.array(each.ids, np.int32) for each in encoded)])
+        if len(tokens) >= wanted:
+            return tokens[:wanted].reshape(rows, size.length)
+    raise UserError(f"{source} has {len(tokens):,} tokens; {wanted:,} are needed: pass fewer --curve-steps")
+
+
+def report(name: str, size: Size, rows: list[Row]) -> list[dict[str, Any]]:
+    """One record a job, ratios and shares worked out."""
+    by_name = {row.name: row for row in rows}
+    free = by_name[FREE].median if FREE in by_name else None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    found = find_device(device)
+    records = []
+    for row in rows:
+        record: dict[str, Any] = {
+            "benchmark": "gpt2_training",
+            "size": name,
+            "implementation": row.name,
+            "device": device,
+            "torch": torch.__version__,
+            "transformers": require("transformers", "hf").__version__,
+            "batch": size.batch,
+            "length": size.length,
+            "source": "measured",
+        }
+        if row.median is None:
+            records.append(record | {"unavailable": row.fault})
+            continue
+        speed = size.batch * size.length * 1e3 / row.median
+        kernels = row.kernels
+        record |= {
+            **row.facts,
+            "milliseconds": row.median,
+            "turns": len(row.milliseconds),
+            "tokens_per_second": speed,
+            "ratios": {other.name: other.median / row.median for other in rows if other.median is not None},
+            "mfu": speed * row.facts["flops_per_token"] / found.peak("bfloat16") if found else None,
+            "peak_memory_bytes": row.peak_memory_bytes,
+            "attention_share_by_subtraction": 1 - free / row.median if free and row.name != FREE else None,
+            **kernels,
+            "losses": row.losses,
+        }
+        attention = kernels.get("attention_milliseconds")
+        record["attention_share_of_kernels"] = attention and attention / kernels["kernel_milliseconds"]
+        records.append(record)
+    return records
+
+
+def loss_differences(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean over the steps of \\|loss - the first baseline's loss\\|, by implementation."""
+    curves = {each["implementation"]: each.get("losses") for each in records}
+    reference = next((curves[name] for name in BASELINES if curves.get(name)), None)
+    if reference is None:
+        return {}
+    return {
+        name: float(np.abs(np.subtract(losses, reference)).mean())
+        for name, losses in curves.items()
+        if losses and losses is not reference
+    }
+
+
+def verdicts(size: str, records: list[dict[str, Any]]) -> list[str]:
+    """What must hold, in words: against Hugging Face compiled, against eager attention, and the losses."""
+    ours = next((each for each in records if each["implementation"] == OURS and "ratios" in each), None)
+    if ours is None:
+        return [f"{size}: {OURS} did not run, so nothing is compared"]
+    lines = []
+    for name in (*BASELINES, EAGER):
+        ratio = ours["ratios"].get(name)
+        goal = GOALS.get(size) if name == EAGER else 1.0
+        if ratio is not None and goal is not None:
+            word = "holds" if ratio >= goal else "FALLS SHORT"
+            lines.append(f"{size}: {ratio:.2f}x {name} (at least {goal:g}x: {word})")
+    differences = loss_differences(records)
+    noise = max((value for name, value in differences.items() if name != OURS), default=None)
+    if OURS in differences and noise is not None:
+        word = "within" if differences[OURS] <= 2 * noise else "BEYOND"
+        lines.append(
+            f"{size}: losses differ by {differences[OURS]:.2g} on average, "
+            f"Hugging Face's among themselves by {noise:.2g}: {word} noise"
+        )
+    return lines
+
+
+def show(size: str, records: list[dict[str, Any]], console: Console) -> None:
+    """The table of one size, and its verdicts."""
+    shape = f"batch {records[0]['batch']} x {records[0]['length']}"
+    table = Table(title=f"GPT-2 {size}, {shape}, {records[0]['device']}")
+    table.add_column("job", no_wrap=True)
+    for heading in ("tokens/s", "ms", "x eager", "MFU", "GB", "kernels, ms", "share", "breaks"):
+        table.add_column(heading, justify="right")
+    for each in records:
+        if "unavailable" in each and "ratios" not in each:
+            table.add_row(each["implementation"], f"unavailable: {each['unavailable']}")
+            continue
+        table.add_row(
+            each["implementation"],
+            f"{each['tokens_per_second']:,.0f}",
+            f"{each['milliseconds']:.1f}",
+            _format(each["ratios"].get(EAGER), ".2f"),
+            _format(each["mfu"], ".1%"),
+            _format(each["peak_memory_bytes"] and each["peak_memory_bytes"] / 1e9, ".1f"),
+            _format(each.get("attention_milliseconds"), ".2f"),
+            _format(each["attention_share_by_subtraction"], ".1%"),
+            _format(each["graph_breaks"], "d"),
+        )
+    table.caption = (
+        "GB: peak memory; kernels: fused attention's, a step; share: attention's of the step, by none-compile"
+    )
+    console.print(table)
+    for line in verdicts(size, records):
+        console.print(line, highlight=False)
+
+
+def _say(began: float, size: str, line: str) -> None:
+    print(f"{size}, {time.perf_counter() - began:.0f} s: {line}", file=sys.stderr, flush=True)
+
+
+def _format(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Speeds and loss curves of every size, as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sizes = list(dict.fromkeys(each["size"] for each in records))
+    figure = Figure(figsize=(12, 3.8 * len(sizes)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panels, size in zip(figure.subplots(len(sizes), 2, squeeze=False), sizes, strict=True):
+        shown = [each for each in records if each["size"] == size and "ratios" in each]
+        names = [each["implementation"] for each in shown]
+        bars = panels[0].barh(
+            names, [each["tokens_per_second"] for each in shown], color=[COLOURS[name] for name in names]
+        )
+        panels[0].bar_label(bars, fmt="{:,.0f}", padding=3)
+        panels[0].invert_yaxis()
+        panels[0].margins(x=0.15)
+        panels[0].set(title=f"GPT-2 {size}, {shown[0]['device'] if shown else ''}", xlabel="tokens/s")
+        for each in shown:
+            if each["losses"]:
+                panels[1].plot(
+                    each["losses"],
+                    label=each["implementation"],
+                    color=COLOURS[each["implementation"]],
+                    linewidth=1,
+                )
+        panels[1].set(title="same batches, same seed", xlabel="step", ylabel="training loss")
+        panels[1].legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare, print, and write JSON lines and a plot; 1 if one of our jobs did not run."""
+    options = _parser().parse(list(sys.argv[1:] if argv is None else argv))
+    for name, known in ((name, JOBS) for name in options.jobs):
+        if name not in known:
+            raise UserError(f"no job {name!r}{nearest(name, known)}")
+    for name in ("rounds", "steps", "curve_steps", "parallel"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
+    require("transformers", "hf")
+    console = Console()
+    records: list[dict[str, Any]] = []
+    for name in options.sizes:
+        size = SIZES[name]
+        rows = compare(
+            size,
+            options.jobs,
+            partial(text_rows, options.text, size, options.curve_steps * size.batch, options.seed),
+            options,
+            partial(_say, time.perf_counter(), name),
+        )
+        records += report(name, size, rows)
+        show(name, [each for each in records if each["size"] == name], console)
+        if options.output is not None:  # after each size: a later one may run out of time
+            with atomic_path(options.output) as temporary:
+                temporary.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+            draw(records, options.output.with_suffix(".png"))
+    failed = [each for each in records if each["implementation"] == OURS and "ratios" not in each]
+    return 1 if failed else 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="lit-eff bench gpt2_training", description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "medium"])
+    parser.add_argument("--jobs", nargs="+", metavar="JOB", default=list(JOBS), help=", ".join(JOBS))
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each job")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a turn")
+    parser.add_argument("--curve-steps", type=int, default=100, help="training steps of the loss curves")
+    parser.add_argument("--parallel", type=int, default=3, help="jobs that compile at once")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, text order and token ids")
+    parser.add_argument("--text", default="sample:movie-reviews", help="what the loss curves train on")
+    parser.add_argument("--output", type=Path, help="JSON lines; a plot beside it")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
