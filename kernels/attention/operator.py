@@ -1,19 +1,23 @@
 """The kernels as PyTorch operators, so that autograd, torch.compile and fake tensors know them.
 
 Needs Triton; :mod:`lit_eff.kernels.attention.interface` checks arguments and decides whether to come here.
+Registered with `torch.library.Library` rather than `custom_op`, whose handling of defaults costs 140
+microseconds a call with this many arguments.
+
 Shapes: B batch, T query length, S key length, N packed queries, M packed keys, H query heads, K kv heads,
 D head dim. Packed sequences come as one row: q (1, N, H, D), k and v (1, M, K, D).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lit_eff.kernels.attention import backward, forward
 from lit_eff.kernels.attention.call import AttentionCall, addressable
@@ -22,6 +26,42 @@ from lit_eff.profiling.launch import Launch
 
 # Triton reads TRITON_INTERPRET when a kernel is decorated, that is when this package was imported.
 INTERPRETED = not isinstance(forward.attention_forward_kernel, triton.JITFunction)
+
+# Names are those of `AttentionCall`. The tensors come first and are saved for the backward.
+TENSORS = (
+    "Tensor q_BTHD, Tensor k_BSKD, Tensor v_BSKD, Tensor? documents_BT, Tensor? key_documents_BS, "
+    "Tensor? starts_B, Tensor? sinks_H, Tensor? alibi_H, Tensor? seed, Tensor? cu_seqlens_q, "
+    "Tensor? cu_seqlens_k"
+)
+SCALARS = (
+    "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, bool causal, SymInt? window, float? softcap, "
+    "float dropout_p"
+)
+NAMES = [argument.split()[-1] for argument in f"{TENSORS}, {SCALARS}".split(", ")]
+SINKS, SAVED = NAMES.index("sinks_H"), len(TENSORS.split(", "))
+
+LIBRARY: Any = torch.library.Library("lit_eff", "FRAGMENT")  # type: ignore[no-untyped-call]
+COMPLIANT = (torch.Tag.pt2_compliant_tag,)
+LIBRARY.define(f"attention_forward({TENSORS}, {SCALARS}) -> (Tensor, Tensor)", tags=COMPLIANT)
+LIBRARY.define(
+    f"attention_backward(Tensor dout_BTHD, Tensor? dlse_BHT, Tensor out_BTHD, Tensor lse_BHT, "
+    f"{TENSORS}, {SCALARS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=COMPLIANT,
+)
+# Output (B, T, H, D) in the dtype of q, and natural log-sum-exp (B, H, T) in float32.
+attention_forward = torch.ops.lit_eff.attention_forward.default
+# dQ, dK and dV, contiguous, in the dtypes and shapes of q, k and v; d(sinks), (H,), or (0,) without.
+attention_backward = torch.ops.lit_eff.attention_backward.default
+
+
+def _call(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *others: Any) -> AttentionCall:
+    tensors = addressable(q_BTHD), addressable(k_BSKD), addressable(v_BSKD)
+    return AttentionCall(**dict(zip(NAMES, (*tensors, *others), strict=True)))
+
+
+def path(*tensors: Tensor, **others: Any) -> Path:
+    """The path that :func:`attention_forward` takes with these arguments."""
+    return path_of(_call(*tensors, *(others[name] for name in NAMES[len(tensors) :])))
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -35,83 +75,10 @@ def _run(launches: Sequence[Launch]) -> None:
             launch.run()
 
 
-def _call(
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    documents_BT: Tensor | None,
-    key_documents_BS: Tensor | None,
-    starts_B: Tensor | None,
-    sinks_H: Tensor | None,
-    alibi_H: Tensor | None,
-    seed: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    dropout_p: float,
-) -> AttentionCall:
-    return AttentionCall(
-        addressable(q_BTHD),
-        addressable(k_BSKD),
-        addressable(v_BSKD),
-        documents_BT,
-        key_documents_BS,
-        starts_B,
-        scale,
-        causal,
-        window,
-        softcap,
-        sinks_H=sinks_H,
-        alibi_H=alibi_H,
-        dropout_p=dropout_p,
-        seed=seed,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k,
-    )
-
-
-def path(*tensors: Any, **arguments: Any) -> Path:
-    """The path that :func:`attention_forward` takes with these arguments."""
-    return path_of(_call(*tensors, **arguments))
-
-
-@torch.library.custom_op("lit_eff::attention_forward", mutates_args=())
-def attention_forward(
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    documents_BT: Tensor | None,
-    key_documents_BS: Tensor | None,
-    starts_B: Tensor | None,
-    sinks_H: Tensor | None,
-    alibi_H: Tensor | None,
-    seed: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, T, H, D) in the dtype of q and natural log-sum-exp (B, H, T) in float32."""
-    batch, queries, heads, _ = q_BTHD.shape
-    out_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
-    lse_BHT = torch.empty((batch, heads, queries), dtype=torch.float32, device=q_BTHD.device)
-    call = _call(
-        q_BTHD, k_BSKD, v_BSKD, documents_BT, key_documents_BS, starts_B, sinks_H, alibi_H, seed,
-        cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, causal, window, softcap, dropout_p,
-    )  # fmt: skip
-    with _on_device_of(q_BTHD):
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = _call(*arguments)
+    out_BTHD, lse_BHT = _empty_outputs(*arguments)
+    with _on_device_of(out_BTHD):
         if path_of(call).name == "hopper":
             from lit_eff.kernels.attention.hopper.forward import forward_launch
 
@@ -121,59 +88,28 @@ def attention_forward(
     return out_BTHD, lse_BHT
 
 
-@attention_forward.register_fake
-def _(q_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _empty_outputs(q_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, queries, heads, _head_dim = q_BTHD.shape
-    return q_BTHD.new_empty(q_BTHD.shape), q_BTHD.new_empty((batch, heads, queries), dtype=torch.float32)
+    out_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
+    return out_BTHD, torch.empty((batch, heads, queries), dtype=torch.float32, device=q_BTHD.device)
 
 
-@torch.library.custom_op("lit_eff::attention_backward", mutates_args=())
-def attention_backward(
-    dout_BTHD: Tensor,
-    dlse_BHT: Tensor | None,
-    out_BTHD: Tensor,
-    lse_BHT: Tensor,
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    documents_BT: Tensor | None,
-    key_documents_BS: Tensor | None,
-    starts_B: Tensor | None,
-    sinks_H: Tensor | None,
-    alibi_H: Tensor | None,
-    seed: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    dropout_p: float,
+def _backward(
+    dout_BTHD: Tensor, dlse_BHT: Tensor | None, out_BTHD: Tensor, lse_BHT: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dQ, dK and dV, contiguous, in the dtypes and shapes of q, k and v; d(sinks), (H,) or (0,) without."""
-    dq_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
-    dk_BSKD = torch.empty(k_BSKD.shape, dtype=k_BSKD.dtype, device=k_BSKD.device)
-    dv_BSKD = torch.empty_like(dk_BSKD)
+    call = _call(*arguments)
+    gradients = [
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in arguments[:3]
+    ]
     delta_BHT = torch.empty_like(lse_BHT)
-    call = _call(
-        q_BTHD, k_BSKD, v_BSKD, documents_BT, key_documents_BS, starts_B, sinks_H, alibi_H, seed,
-        cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, causal, window, softcap, dropout_p,
-    )  # fmt: skip
-    dout_BTHD = addressable(dout_BTHD)
     dlse_BHT = None if dlse_BHT is None else dlse_BHT.contiguous()
-    with _on_device_of(q_BTHD):
+    with _on_device_of(out_BTHD):
+        launches: Callable[..., list[Launch]] = backward.backward_launches
         if path_of(call).name == "hopper":
-            from lit_eff.kernels.attention.hopper.backward import backward_launches
-        else:
-            backward_launches = backward.backward_launches
-        _run(
-            backward_launches(
-                call, out_BTHD, lse_BHT, dout_BTHD, dlse_BHT, delta_BHT, dq_BTHD, dk_BSKD, dv_BSKD
-            )
-        )
-    return dq_BTHD, dk_BSKD, dv_BSKD, _sinks_gradient(sinks_H, lse_BHT, delta_BHT)
+            from lit_eff.kernels.attention.hopper.backward import backward_launches as launches
+        _run(launches(call, out_BTHD, lse_BHT, addressable(dout_BTHD), dlse_BHT, delta_BHT, *gradients))
+    dq_BTHD, dk_BSKD, dv_BSKD = gradients
+    return dq_BTHD, dk_BSKD, dv_BSKD, _sinks_gradient(call.sinks_H, lse_BHT, delta_BHT)
 
 
 def _sinks_gradient(sinks_H: Tensor | None, lse_BHT: Tensor, delta_BHT: Tensor) -> Tensor:
@@ -185,46 +121,53 @@ def _sinks_gradient(sinks_H: Tensor | None, lse_BHT: Tensor, delta_BHT: Tensor) 
     return -(weights_BHT * delta_BHT).sum(dim=(0, 2))
 
 
-@attention_backward.register_fake
-def _(
-    dout_BTHD: Tensor,
-    dlse_BHT: Tensor | None,
-    out_BTHD: Tensor,
-    lse_BHT: Tensor,
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    documents_BT: Tensor | None,
-    key_documents_BS: Tensor | None,
-    starts_B: Tensor | None,
-    sinks_H: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq_BTHD, dk_BSKD, dv_BSKD = (tensor.new_empty(tensor.shape) for tensor in (q_BTHD, k_BSKD, v_BSKD))
-    return dq_BTHD, dk_BSKD, dv_BSKD, lse_BHT.new_empty(0 if sinks_H is None else sinks_H.shape[0])
+def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, _, _, lse_BHT, *call = arguments
+    dq_BTHD, dk_BSKD, dv_BSKD = (tensor.new_empty(tensor.shape) for tensor in call[:3])
+    sinks_H = call[SINKS]
+    return dq_BTHD, dk_BSKD, dv_BSKD, lse_BHT.new_empty(0 if sinks_H is None else sinks_H.shape)
 
 
-TENSORS = 11  # the operator's first arguments, saved for the backward
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        outputs = _below_autograd(*arguments)
+        ctx.save_for_backward(*outputs, *arguments[:SAVED])
+        ctx.scalars = arguments[SAVED:]
+        ctx.set_materialize_grads(False)  # the log-sum-exp seldom has a gradient: do not read zeros for it
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_BTHD: Tensor | None, dlse_BHT: Tensor | None) -> tuple[Tensor | None, ...]:
+        absent = [None] * len(NAMES)
+        out_BTHD, lse_BHT, *tensors = ctx.saved_tensors
+        if dout_BTHD is None:
+            if dlse_BHT is None:
+                return tuple(absent)
+            dout_BTHD = torch.zeros_like(out_BTHD)
+        *gradients, dsinks_H = attention_backward(
+            dout_BTHD, dlse_BHT, out_BTHD, lse_BHT, *tensors, *ctx.scalars
+        )
+        absent[:3] = gradients
+        absent[SINKS] = None if tensors[SINKS] is None else dsinks_H
+        return tuple(absent)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output, *inputs[:TENSORS])
-    ctx.scalars = inputs[TENSORS:]
-    ctx.set_materialize_grads(False)  # the log-sum-exp seldom has a gradient: do not read zeros for it
+def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
+    tensors = (each for each in arguments[:SAVED] if each is not None)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return _Differentiable.apply(*arguments)  # type: ignore[no-untyped-call, no-any-return]
+    return _below_autograd(*arguments)
 
 
-def _backward(ctx: Any, dout_BTHD: Tensor | None, dlse_BHT: Tensor | None) -> tuple[Tensor | None, ...]:
-    out_BTHD, lse_BHT, *tensors = ctx.saved_tensors
-    absent = (None,) * (TENSORS + len(ctx.scalars))
-    if dout_BTHD is None:
-        if dlse_BHT is None:
-            return absent
-        dout_BTHD = torch.zeros_like(out_BTHD)
-    dq_BTHD, dk_BSKD, dv_BSKD, dsinks_H = attention_backward(
-        dout_BTHD, dlse_BHT, out_BTHD, lse_BHT, *tensors, *ctx.scalars
-    )
-    has_sinks = tensors[6] is not None
-    return dq_BTHD, dk_BSKD, dv_BSKD, None, None, None, dsinks_H if has_sinks else None, *absent[7:]
+def _below_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return attention_forward(*arguments)  # type: ignore[no-any-return]
 
 
-attention_forward.register_autograd(_backward, setup_context=_setup_context)
+LIBRARY.impl("attention_forward", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("attention_forward", _differentiable, "Autograd")
+LIBRARY.impl("attention_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("lit_eff::attention_forward", _empty_outputs, lib=LIBRARY)
+torch.library.register_fake("lit_eff::attention_backward", _fake_backward, lib=LIBRARY)
