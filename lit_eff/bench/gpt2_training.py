@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lit_eff.bench._gpt2_job import SIZES, Size, serve
+from lit_eff.bench.gpt2_job import SIZES, Size, serve
 from lit_eff.cli.arguments import Parser
 from lit_eff.errors import UserError, nearest, require
 from lit_eff.files import atomic_path

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_eff.bench import gpt2_training
-from lit_eff.bench._gpt2_job import ATTENTION_KERNELS, SIZES, TrainingJob
+from lit_eff.bench.gpt2_job import ATTENTION_KERNELS, SIZES, TrainingJob
 from lit_eff.bench.gpt2_training import Row, loss_differences, report, verdicts
 from lit_eff.errors import UserError
 
