@@ -118,7 +118,9 @@ class _Counter:
         addresses = np.asarray(pointers.data).reshape(-1).astype(np.uint64)
         lanes = addresses.size
         if mask is not None:
-            addresses = addresses[np.broadcast_to(np.asarray(mask.data), np.shape(pointers.data)).reshape(-1)]
+            # A splatted scalar mask comes as integers, which would index instead of select.
+            lanes_on = np.asarray(mask.data).astype(bool)
+            addresses = addresses[np.broadcast_to(lanes_on, np.shape(pointers.data)).reshape(-1)]
         index = self._find(addresses)
         name = ELSEWHERE if index is None else self._names[index]
         count = getattr(self.running.tensors.setdefault(name, TensorCount()), kind)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from lit_eff.kernels.attention.tiles import padded_head_dim
-from lit_eff.kernels.attention.with_cache.tiles import CacheTiles, cache_tiles
+from lit_eff.kernels.attention.with_cache.tiles import CacheTiles, Deal, Unit, cache_tiles, deal
 
 LOG2E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
 class CacheCall:
-    """Arguments of `attention_with_cache` after its checks; ``tiles`` and ``processors`` default by device."""
+    """Arguments of `attention_with_cache` after its checks."""
 
     q_BTHD: Tensor
     k_cache: Tensor
@@ -81,6 +81,13 @@ class CacheCall:
     def tiles(self) -> CacheTiles:
         return cache_tiles(self.q_BTHD.shape[3], self.q_BTHD.element_size(), self.capability)
 
+    @property
+    def deal(self) -> Deal:
+        """How the work is dealt to programs: by shapes and device, never by values."""
+        slots = self.capacity if self.max_length is None else min(self.capacity, self.max_length)
+        row_tiles = self.batch * self.kv_heads * -(-self.rows // self.tiles.rows)
+        return deal(self.tiles, slots, row_tiles, self.processors)
+
     def row_arguments(self) -> dict[str, Any]:
         """The arguments that both kernels share."""
         return {
@@ -94,6 +101,8 @@ class CacheCall:
             "HEAD_DIM": self.q_BTHD.shape[3],
             "BLOCK_D": padded_head_dim(self.q_BTHD.shape[3]),
             "CHUNK": self.tiles.chunk,
+            "SEGMENT": self.tiles.segment,
+            "UNIT": self.tiles.chunk if self.deal.unit is Unit.CHUNK else self.tiles.segment,
             "WINDOWED": self.window is not None,
         }
 
@@ -128,22 +137,18 @@ class CacheCall:
 
 @dataclass(frozen=True)
 class Partials:
-    """What each chunk yields for each row, not normalised: (B, K, chunks, rows, D) and (B, K, chunks, rows)."""
+    """What each chunk or segment yields for each row, in float32 and not normalised."""
 
-    acc: Tensor  # float32, like its statistics
-    max: Tensor  # of the scores in base 2
-    sum: Tensor
+    acc: Tensor  # (B, K, parts, rows, D)
+    max: Tensor  # (B, K, parts, rows); of the scores in base 2
+    sum: Tensor  # likewise
 
     @classmethod
-    def empty(cls, call: CacheCall, chunks: int) -> Partials:
-        shape = (call.batch, call.kv_heads, chunks, call.rows)
+    def empty(cls, call: CacheCall, parts: int) -> Partials:
+        shape = (call.batch, call.kv_heads, parts, call.rows)
         options: dict[str, Any] = {"dtype": torch.float32, "device": call.q_BTHD.device}
         acc = torch.empty((*shape, call.q_BTHD.shape[3]), **options)
         return cls(acc, torch.empty(shape, **options), torch.empty(shape, **options))
 
-    @property
-    def chunks(self) -> int:
-        return self.acc.shape[2]
-
-    def arguments(self) -> dict[str, Tensor]:
-        return {"p_partial": self.acc, "p_max": self.max, "p_sum": self.sum}
+    def arguments(self) -> dict[str, Any]:
+        return {"p_partial": self.acc, "p_max": self.max, "p_sum": self.sum, "parts": self.acc.shape[2]}

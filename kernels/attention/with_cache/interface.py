@@ -19,6 +19,8 @@ if TRITON_INSTALLED:
     from lit_eff.kernels.attention.operator import INTERPRETED
     from lit_eff.kernels.attention.with_cache import operator
 
+MAX_TREE = 64  # bits in the kernel's mask of a row
+
 
 def attention_with_cache(
     q_BTHD: Tensor,
@@ -38,12 +40,13 @@ def attention_with_cache(
     check_lengths: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Exact attention of a few new tokens a row on their key/value cache, invariant to everything around them.
+    """Exact attention of a few new tokens a row on their key/value cache, whatever is computed beside them.
 
-    Query t of row b stands at cache slot ``lengths_B[b] + t``, where its key and value are already written, and
-    sees the slots up to its own. What it yields is the same bits whatever the batch, the number of queries,
-    its place among them, the neighbours, the capacity, the paging, and garbage in slots that no query sees:
-    a token decoded, verified and prefilled (in pieces of any size) gives one result. Inference only.
+    Query t of row b stands at cache slot ``lengths_B[b] + t``, where its key and value are already written,
+    and sees the slots up to its own. What it yields is the same bits whatever the batch, the number of
+    queries, its place among them, the neighbours, the capacity, the paging, and the garbage in slots that no
+    query sees: a token decoded, verified or prefilled (in pieces of any size) gives one result. For inference
+    only: there is no backward.
 
     On a CPU the plain reference runs instead, which promises no bits.
 
@@ -56,7 +59,8 @@ def attention_with_cache(
         page_table_BP: int32 or int64; slot s of row b lies in page ``page_table_BP[b, s // page size]``.
             Entries of slots that no query sees are never read.
         query_lengths_B: int32 or int64, how many of the T queries row b has; the others yield zeros and -inf.
-        tree_mask_BTT: bool; query t sees the slot of query u <= t only where [b, t, u] holds. None: all u <= t.
+        tree_mask_BTT: bool; query t sees the slot of query u <= t only where [b, t, u] holds; for T up to
+            64, whose answers are the bits of one number a row.
         window: a query sees its own slot and the ``window - 1`` before it.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (after the scale).
         sinks: (H,) logits that join the softmax's denominator and carry no value.
@@ -132,7 +136,8 @@ def check_cache(q_BTHD: Tensor, k_cache: Tensor, v_cache: Tensor, page_table_BP:
     layout = "(B, S, K, D)" if page_table_BP is None else "(pages, page size, K, D)"
     if q_BTHD.ndim != 4 or k_cache.ndim != 4:
         raise UserError(
-            f"attention_with_cache wants q (B, T, H, D) and a cache {layout}; got {_s(q_BTHD)} and {_s(k_cache)}"
+            f"attention_with_cache wants q (B, T, H, D) and a cache {layout}; got {_s(q_BTHD)} and "
+            f"{_s(k_cache)}"
         )
     if k_cache.shape != v_cache.shape:
         raise UserError(
@@ -141,8 +146,8 @@ def check_cache(q_BTHD: Tensor, k_cache: Tensor, v_cache: Tensor, page_table_BP:
     batch, _, heads, head_dim = q_BTHD.shape
     if page_table_BP is None and k_cache.shape[0] != batch:
         raise UserError(
-            f"attention_with_cache: q {_s(q_BTHD)} and cache {_s(k_cache)} differ in batch (a paged cache needs "
-            "page_table_BP)"
+            f"attention_with_cache: q {_s(q_BTHD)} and cache {_s(k_cache)} differ in batch (a paged cache "
+            "needs page_table_BP)"
         )
     kv_heads = k_cache.shape[2]
     if k_cache.shape[3] != head_dim:
@@ -181,6 +186,8 @@ def check_options(
     if max_length is not None and max_length < 1:
         raise UserError(f"attention_with_cache: max_length {max_length} must be at least 1, or None")
     batch, queries, heads, _ = q_BTHD.shape
+    if rows["tree_mask_BTT"] is not None and queries > MAX_TREE:
+        raise UserError(f"attention_with_cache: a tree of {queries} query tokens; at most {MAX_TREE} fit")
     integers = (torch.int32, torch.int64)
     floats = (torch.float16, torch.bfloat16, torch.float32)
     wanted: dict[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]] = {
@@ -228,8 +235,8 @@ def check_values(
         if length + count > bound:
             what = f"{capacity} slots of the cache" if bound == capacity else f"max_length {max_length}"
             raise UserError(
-                f"attention_with_cache: row {row} has {length} tokens and {count} query tokens, more than the "
-                f"{what}"
+                f"attention_with_cache: row {row} has {length} tokens and {count} query tokens, more than "
+                f"the {what}"
             )
 
 

@@ -10,34 +10,25 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from lit_eff.kernels.attention.call import addressable
 from lit_eff.kernels.attention.with_cache.call import CacheCall, Partials
 from lit_eff.kernels.attention.with_cache.combine import combine_launch
 from lit_eff.kernels.attention.with_cache.split import split_launch
+from lit_eff.kernels.attention.with_cache.tiles import Unit
 from lit_eff.profiling.launch import Launch
-
-WAVES = 16  # programs a multiprocessor at most, so that a large capacity does not start idle programs by thousands
-WHOLE_WAVES = 8  # with this many row tiles a multiprocessor, each program walks its row's whole cache
 
 
 def launches(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor) -> list[Launch]:
-    """What fills the contiguous ``out_BTHD`` and ``lse_BHT``: one launch, or the chunks and then their join.
-
-    How chunks are dealt to programs depends on shapes and device; the bits do not.
-    """
-    tiles = call.tiles
-    bound = call.capacity if call.max_length is None else min(call.capacity, call.max_length)
-    chunks = triton.cdiv(bound, tiles.chunk)
-    row_tiles = triton.cdiv(call.rows, tiles.rows) * call.kv_heads * call.batch
-    if chunks <= 1 or row_tiles >= WHOLE_WAVES * call.processors:
-        return [split_launch(call, out_BTHD, lse_BHT, None, 1)]
-    runs = min(chunks, triton.cdiv(WAVES * call.processors, row_tiles))
-    partials = Partials.empty(call, chunks)
+    """What fills the contiguous ``out_BTHD`` and ``lse_BHT``: one launch, or parts and then their join."""
+    share = call.deal
+    if share.unit is Unit.ROW:
+        carried = None if share.parts == 1 else Partials.empty(call, 1)
+        return [split_launch(call, out_BTHD, lse_BHT, carried)]
+    partials = Partials.empty(call, share.parts)
     return [
-        split_launch(call, out_BTHD, lse_BHT, partials, runs),
+        split_launch(call, out_BTHD, lse_BHT, partials),
         combine_launch(call, partials, out_BTHD, lse_BHT),
     ]
 

@@ -1,7 +1,7 @@
 """The kernel that walks the cache: every head of a group and every query in one tile, K and V read once.
 
-A program owns one row tile of one kv head and a run of chunks. It writes a partial result for each chunk, or,
-when it owns the row's whole cache, joins them itself.
+A program owns one row tile of one kv head and a run of chunks or segments, for each of which it writes a
+partial result; or the whole cache of its rows, and then it writes theirs.
 
 Shapes: B batch, T query length, S cache slots, P pages a row, H query heads, K kv heads, D head dim.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).
@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_eff.kernels.attention.blocks import tanh
 from lit_eff.kernels.attention.with_cache.call import CacheCall, Partials
 from lit_eff.kernels.attention.with_cache.combine import finish, fold, row_tile
+from lit_eff.kernels.attention.with_cache.tiles import Unit
 from lit_eff.profiling.launch import Launch
 
 
@@ -38,7 +39,7 @@ def load_slots(
     p_cache, b_page, n, m_slot, stride_b, stride_s, stride_d,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The (BLOCK_N, BLOCK_D) keys or values from slot ``n``; slots and lanes masked off are 0, not requested."""
+    """The (BLOCK_N, BLOCK_D) keys or values from slot ``n``; what is masked off is 0 and not requested."""
     o_n = tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, BLOCK_D)
     if PAGE_SIZE % BLOCK_N == 0:  # one stretch of memory: 64-bit place, 32-bit offsets
@@ -61,6 +62,25 @@ def load_slots(
 
 
 @triton.jit
+def tree_bits(p_tree, o_t, m_row, queries, stride_t, stride_u):
+    """Each row's tree mask as one number, bit u for query u: a tile of flags takes the room of keys."""
+    o_u = tl.arange(0, 64)
+    p_flags = p_tree + o_t[:, None].to(tl.int64) * stride_t + o_u[None, :] * stride_u
+    b_flags = tl.load(p_flags, mask=m_row[:, None] & (o_u < queries)[None, :], other=0).to(tl.int64)
+    return tl.sum(b_flags << o_u[None, :], 1)
+
+
+@triton.jit
+def nothing(ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(output, maximum, sum) of no slots at all."""
+    return (
+        tl.zeros([ROWS, BLOCK_D], tl.float32),
+        tl.full([ROWS], float("-inf"), tl.float32),
+        tl.zeros([ROWS], tl.float32),
+    )
+
+
+@triton.jit
 def cache_split_kernel(
     p_q, p_k, p_v, p_page_table, p_tree, p_sinks, p_alibi, p_lengths, p_query_lengths,
     p_out, p_lse, p_partial, p_max, p_sum,
@@ -68,22 +88,32 @@ def cache_split_kernel(
     stride_kb, stride_ks, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vh, stride_vd,
     stride_table_b, stride_table_p, stride_tree_b, stride_tree_t, stride_tree_u,
-    queries, capacity, group, kv_heads, chunks, window, score_scale, cap,
+    queries, capacity, group, kv_heads, parts, window, score_scale, cap,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOWED: tl.constexpr, SOFTCAP: tl.constexpr,
-    WHOLE: tl.constexpr,
+    CHUNK: tl.constexpr, SEGMENT: tl.constexpr, UNIT: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    WINDOWED: tl.constexpr, SOFTCAP: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(queries * group, ROWS)
-    i_tile = (
-        tl.program_id(0) % tiles
-    )  # neighbours read the same keys, or the next head's, which lie beside them
+    # Neighbouring programs read the same keys, or the next head's, which lie beside them.
+    i_tile = tl.program_id(0) % tiles
     i_kv = tl.program_id(0) // tiles
     i_b = tl.program_id(2).to(tl.int64)
-    length, o_row, o_t, o_slot, o_last, start, stop = row_tile(
-        p_lengths, p_query_lengths, i_b, i_tile, queries, capacity, group, window, ROWS, WINDOWED
+    o_row = i_tile * ROWS + tl.arange(0, ROWS)
+    length, o_t, o_slot, o_last, start, stop = row_tile(
+        p_lengths,
+        p_query_lengths,
+        i_b,
+        i_tile * ROWS,
+        o_row,
+        queries,
+        capacity,
+        group,
+        window,
+        ROWS,
+        WINDOWED,
     )
-    first, last = start // CHUNK, tl.cdiv(stop, CHUNK)
-    if not WHOLE:  # this program's share of the chunks that this row has
+    first, last = start // UNIT, tl.cdiv(stop, UNIT)
+    if not WHOLE:  # this program's share of the units that this row has
         share = tl.cdiv(tl.maximum(last - first, 0), tl.num_programs(1))
         first += tl.program_id(1) * share
         last = tl.minimum(first + share, last)
@@ -101,6 +131,8 @@ def cache_split_kernel(
     )
     if p_alibi is not None:
         b_slope = tl.load(p_alibi + o_h, mask=m_row, other=0.0) * 1.4426950408889634  # log2 e
+    if p_tree is not None:
+        b_tree = tree_bits(p_tree + i_b * stride_tree_b, o_t, m_row, queries, stride_tree_t, stride_tree_u)
     if PAGE_SIZE > 0:
         p_page_table += i_b * stride_table_b
     else:
@@ -109,19 +141,22 @@ def cache_split_kernel(
     p_k += i_kv.to(tl.int64) * stride_kh
     p_v += i_kv.to(tl.int64) * stride_vh
 
-    if WHOLE:
-        b_all_acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-        b_all_max = tl.full([ROWS], float("-inf"), tl.float32)
-        b_all_sum = tl.zeros([ROWS], tl.float32)
-    for c in range(first, last):
-        b_acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-        b_max = tl.full([ROWS], float("-inf"), tl.float32)
-        b_sum = tl.zeros([ROWS], tl.float32)
+    first_part = (i_b * kv_heads + i_kv) * parts
+    b_acc, b_max, b_sum = nothing(ROWS, BLOCK_D)
+    for unit in range(first, last):
+        b_acc, b_max, b_sum = nothing(ROWS, BLOCK_D)
+        b_seg_acc, b_seg_max, b_seg_sum = nothing(ROWS, BLOCK_D)
         # Steps that no row of the tile sees are skipped: they would change nothing.
-        n_start = tl.maximum(c * CHUNK, start // BLOCK_N * BLOCK_N)
-        n_stop = tl.minimum(c * CHUNK + CHUNK, stop)
+        n_start = tl.maximum(unit * UNIT, start // BLOCK_N * BLOCK_N)
+        n_stop = tl.minimum(unit * UNIT + UNIT, stop)
         b_page = load_pages(p_page_table, n_start, stop, stride_table_p, PAGE_SIZE, BLOCK_N)
         for n in tl.range(n_start, n_stop, BLOCK_N):
+            if UNIT != CHUNK:  # noqa: SIM102  (decided when compiling, the inner one when running)
+                if n % CHUNK == 0:
+                    b_seg_acc, b_seg_max, b_seg_sum = fold(
+                        b_seg_acc, b_seg_max, b_seg_sum, b_acc, b_max, b_sum
+                    )
+                    b_acc, b_max, b_sum = nothing(ROWS, BLOCK_D)
             o_n = n + tl.arange(0, BLOCK_N)
             # A slot that no query sees may hold anything: its value must be 0, for 0 * NaN is NaN.
             m_slot = o_n < stop
@@ -141,18 +176,13 @@ def cache_split_kernel(
             m_sees = o_n[None, :] <= o_last[:, None]
             if WINDOWED:
                 m_sees = m_sees & (o_n[None, :] > o_slot[:, None] - window)
-            if p_tree is not None:
+            b_s = tl.where(m_sees, b_s, float("-inf"))
+            if p_tree is not None:  # noqa: SIM102  (decided when compiling, the inner one when running)
                 if n + BLOCK_N > length:
                     o_u = o_n - length
-                    p_grants = (
-                        p_tree
-                        + i_b * stride_tree_b
-                        + o_t[:, None].to(tl.int64) * stride_tree_t
-                        + o_u[None, :] * stride_tree_u
-                    )
-                    b_granted = tl.load(p_grants, mask=m_sees & (o_u >= 0)[None, :], other=1)
-                    m_sees = m_sees & (b_granted != 0)
-            b_s = tl.where(m_sees, b_s, float("-inf"))
+                    o_bit = tl.minimum(tl.maximum(o_u, 0), 63)
+                    b_granted = (b_tree[:, None] >> o_bit[None, :]) & 1
+                    b_s = tl.where((b_granted != 0) | (o_u < 0)[None, :], b_s, float("-inf"))
             b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
             b_reference = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
             b_p = tl.exp2(b_s - b_reference[:, None])
@@ -166,36 +196,48 @@ def cache_split_kernel(
             b_max = b_new_max
             # The next step's pages are asked for one step before the keys that need them.
             b_page = load_pages(p_page_table, n + BLOCK_N, stop, stride_table_p, PAGE_SIZE, BLOCK_N)
-        if WHOLE:
-            b_all_acc, b_all_max, b_all_sum = fold(b_all_acc, b_all_max, b_all_sum, b_acc, b_max, b_sum)
-        else:
-            o_partial = ((i_b * kv_heads + i_kv) * chunks + c) * (queries * group) + o_row
-            tl.store(p_max + o_partial, b_max, mask=m_row)
-            tl.store(p_sum + o_partial, b_sum, mask=m_row)
-            p_rows = p_partial + o_partial * HEAD_DIM
-            tl.store(p_rows[:, None] + o_d[None, :], b_acc, mask=m_row[:, None] & (o_d < HEAD_DIM)[None, :])
+        if UNIT != CHUNK:
+            b_acc, b_max, b_sum = fold(b_seg_acc, b_seg_max, b_seg_sum, b_acc, b_max, b_sum)
+        if p_partial is not None:
+            place = (first_part + (0 if WHOLE else unit)) * (queries * group)
+            p_rows = p_partial + place * HEAD_DIM + (o_row[:, None] * HEAD_DIM + o_d[None, :])
+            m_tile = m_row[:, None] & (o_d < HEAD_DIM)[None, :]
+            if WHOLE:  # noqa: SIM102
+                # What the segments so far yield waits in memory: the loop over the steps needs the registers.
+                if unit > first:
+                    tl.debug_barrier()
+                    b_all_acc = tl.load(p_rows, mask=m_tile, other=0.0)
+                    b_all_max = tl.load(p_max + place + o_row, mask=m_row, other=float("-inf"))
+                    b_all_sum = tl.load(p_sum + place + o_row, mask=m_row, other=0.0)
+                    b_acc, b_max, b_sum = fold(b_all_acc, b_all_max, b_all_sum, b_acc, b_max, b_sum)
+            if not WHOLE or unit + 1 < last:
+                tl.store(p_max + place + o_row, b_max, mask=m_row)
+                tl.store(p_sum + place + o_row, b_sum, mask=m_row)
+                tl.store(p_rows, b_acc, mask=m_tile)
     if WHOLE:
-        finish(
-            b_all_acc, b_all_max, b_all_sum, o_row, o_t, o_last, i_b, i_kv, p_out, p_lse, p_sinks,
-            queries, group, kv_heads, HEAD_DIM, BLOCK_D,
-        )  # fmt: skip
+        b_acc, b_lse = finish(b_acc, b_max, b_sum, None if p_sinks is None else p_sinks + o_h, m_row)
+        heads = kv_heads * group
+        m_row = o_row < queries * group
+        tl.store(p_lse + (i_b * heads + o_h) * queries + o_t, b_lse, mask=m_row)
+        p_rows = p_out + (i_b * queries * heads + i_kv * group) * HEAD_DIM
+        o_rows = (o_t * heads + o_row % group).to(tl.int64) * HEAD_DIM
+        m_tile = m_row[:, None] & (o_d < HEAD_DIM)[None, :]
+        tl.store(p_rows + o_rows[:, None] + o_d[None, :], b_acc.to(p_out.dtype.element_ty), mask=m_tile)
 
 
-def split_launch(
-    call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor, partials: Partials | None, runs: int
-) -> Launch:
-    """The launch that fills ``partials`` with ``runs`` programs a row tile, or the outputs without partials."""
-    tiles = call.tiles
+def split_launch(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor, partials: Partials | None) -> Launch:
+    """The launch that fills ``partials``, or the outputs where a program owns whole rows."""
+    tiles, share = call.tiles, call.deal
+    nowhere = {**dict.fromkeys(("p_partial", "p_max", "p_sum")), "parts": 1}
     arguments = {
         **call.row_arguments(),
         **call.cache_arguments(),
         "p_out": out_BTHD,
         "p_lse": lse_BHT,
-        **(dict.fromkeys(("p_partial", "p_max", "p_sum")) if partials is None else partials.arguments()),
-        "chunks": 1 if partials is None else partials.chunks,
+        **(nowhere if partials is None else partials.arguments()),
         "ROWS": tiles.rows,
         "BLOCK_N": tiles.block_n,
-        "WHOLE": partials is None,
+        "WHOLE": share.unit is Unit.ROW,
     }
-    grid = (triton.cdiv(call.rows, tiles.rows) * call.kv_heads, runs, call.batch)
+    grid = (triton.cdiv(call.rows, tiles.rows) * call.kv_heads, share.runs, call.batch)
     return Launch(cache_split_kernel, grid, arguments, tiles.num_warps, tiles.num_stages)

@@ -1,0 +1,170 @@
+"""The exact bytes that attention on a cache requests from HBM, program by program: pure arithmetic.
+
+A lane that a mask switches off is not requested. Tensor names are the kernels' pointer arguments without
+``p_``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lit_eff.kernels.attention.io_model import STATISTIC_BYTES, Traffic
+from lit_eff.kernels.attention.with_cache.tiles import CacheTiles, Deal, Unit
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """One call. ``page_size`` 0 is a contiguous cache; index sizes are those of lengths and page numbers."""
+
+    queries: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    lengths: tuple[int, ...]
+    capacity: int
+    element_bytes: int = 2
+    query_lengths: tuple[int, ...] | None = None
+    page_size: int = 0
+    window: int | None = None
+    tree: bool = False
+    sinks: bool = False
+    alibi: bool = False
+    length_bytes: int = 8
+    page_bytes: int = 4
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def rows(self) -> int:
+        return self.queries * self.group
+
+    def counts(self) -> tuple[int, ...]:
+        return self.query_lengths or (self.queries,) * len(self.lengths)
+
+    def is_there(self, row: int, b: int) -> bool:
+        """Whether a tile's row belongs to a query that batch row b has."""
+        return row // self.group < self.counts()[b]
+
+    def seen_slots(self, first_row: int, rows: int, b: int) -> range:
+        """Slots that any of the rows from ``first_row`` sees."""
+        count, length = self.counts()[b], self.lengths[b]
+        first_t = first_row // self.group
+        last_t = min((first_row + rows - 1) // self.group, count - 1)
+        if last_t < first_t:
+            return range(0)
+        start = 0 if self.window is None else max(length + first_t - self.window + 1, 0)
+        return range(start, min(length + last_t + 1, self.capacity))
+
+
+def cache_bytes(shape: CacheShape) -> int:
+    """Keys and values that the queries see, once: what bandwidths of decoding are quoted on."""
+    slots = sum(len(shape.seen_slots(0, shape.rows, b)) for b in range(len(shape.lengths)))
+    return 2 * slots * shape.kv_heads * shape.head_dim * shape.element_bytes
+
+
+def cache_traffic(shape: CacheShape, tiles: CacheTiles, share: Deal) -> list[Traffic]:
+    """Requests of each launch: the split kernel's, then the combine kernel's unless programs own rows."""
+    reads: Counter[str] = Counter()
+    writes: Counter[str] = Counter()
+    for b in range(len(shape.lengths)):
+        for first in range(0, shape.rows, tiles.rows):
+            _index_reads(reads, shape, share.runs)
+            _split_tile(reads, writes, shape, tiles, share, b, first)
+    split = _traffic(reads, writes, shape.kv_heads)
+    return [split] if share.unit is Unit.ROW else [split, _combine(shape, tiles, share)]
+
+
+def _index_reads(reads: Counter[str], shape: CacheShape, programs: int) -> None:
+    reads["lengths"] += programs * shape.length_bytes
+    if shape.query_lengths is not None:
+        reads["query_lengths"] += programs * shape.length_bytes
+
+
+def _split_tile(
+    reads: Counter[str],
+    writes: Counter[str],
+    shape: CacheShape,
+    tiles: CacheTiles,
+    share: Deal,
+    b: int,
+    first: int,
+) -> None:
+    """What the programs of the row tile from ``first`` and of one kv head request, lengths aside."""
+    row = shape.head_dim * shape.element_bytes
+    own = range(first, min(first + tiles.rows, shape.rows))
+    there = sum(shape.is_there(r, b) for r in own)
+    slots = shape.seen_slots(first, tiles.rows, b)
+    units = _units(slots, tiles, share)
+    whole = share.unit is Unit.ROW
+    programs = 1 if whole else -(-len(units) // max(-(-len(units) // share.runs), 1))
+    reads["q"] += programs * there * row
+    if shape.tree:
+        reads["tree"] += programs * there * shape.queries
+    if shape.alibi:
+        reads["alibi"] += programs * there * STATISTIC_BYTES
+    reads["k"] += len(slots) * row
+    reads["v"] += len(slots) * row
+    if shape.page_size:
+        entries = sum(sum(_page_entries(shape, slots, tiles, share, unit)) for unit in units)
+        reads["page_table"] += entries * shape.page_bytes
+    if not whole:
+        _partials(writes, shape, len(units) * there)
+    elif share.parts > 1:  # what a program carries from segment to segment
+        _partials(reads, shape, max(len(units) - 1, 0) * there)
+        _partials(writes, shape, max(len(units) - 1, 0) * there)
+    if whole:
+        _finish(reads, writes, shape, len(own), there)
+
+
+def _units(slots: range, tiles: CacheTiles, share: Deal) -> range:
+    size = _unit_slots(tiles, share)
+    return range(slots.start // size, -(-slots.stop // size))
+
+
+def _unit_slots(tiles: CacheTiles, share: Deal) -> int:
+    return tiles.chunk if share.unit is Unit.CHUNK else tiles.segment
+
+
+def _page_entries(
+    shape: CacheShape, slots: range, tiles: CacheTiles, share: Deal, unit: int
+) -> Iterator[int]:
+    """Entries asked for before a unit's first step, and during each step for the next."""
+    size, step = _unit_slots(tiles, share), tiles.block_n
+    start = max(unit * size, slots.start // step * step)
+    steps = range(start, min((unit + 1) * size, slots.stop), step)
+    for n in (start, *(n + step for n in steps)):
+        ahead = max(min(step, slots.stop - n), 0)
+        yield min(ahead, 1) if shape.page_size % step == 0 else ahead
+
+
+def _partials(count: Counter[str], shape: CacheShape, rows: int) -> None:
+    count["partial"] += rows * shape.head_dim * STATISTIC_BYTES
+    count["max"] += rows * STATISTIC_BYTES
+    count["sum"] += rows * STATISTIC_BYTES
+
+
+def _finish(reads: Counter[str], writes: Counter[str], shape: CacheShape, rows: int, there: int) -> None:
+    if shape.sinks:
+        reads["sinks"] += there * STATISTIC_BYTES
+    writes["lse"] += rows * STATISTIC_BYTES
+    writes["out"] += rows * shape.head_dim * shape.element_bytes
+
+
+def _combine(shape: CacheShape, tiles: CacheTiles, share: Deal) -> Traffic:
+    reads: Counter[str] = Counter()
+    writes: Counter[str] = Counter()
+    for b in range(len(shape.lengths)):
+        for row in range(shape.rows):
+            _index_reads(reads, shape, 1)
+            _partials(reads, shape, len(_units(shape.seen_slots(row, 1, b), tiles, share)))
+            _finish(reads, writes, shape, 1, shape.is_there(row, b))
+    return _traffic(reads, writes, shape.kv_heads)
+
+
+def _traffic(reads: Counter[str], writes: Counter[str], kv_heads: int) -> Traffic:
+    """Of all kv heads, which request the same."""
+    return Traffic(*({name: n * kv_heads for name, n in count.items() if n} for count in (reads, writes)))
