@@ -59,6 +59,7 @@ class Rule(NamedTuple):
 
     score_scale: float
     cap: float | None
+    inverse_cap: float | None
     window: int | None
     slopes: Any  # (H,) of ALiBi
     seed: Any  # of dropout, (1,) int64

@@ -108,6 +108,7 @@ class AttentionCall:
         return Rule(
             score_scale=self.scale / self.softcap if self.softcap is not None else self.scale * LOG2E,
             cap=self.softcap * LOG2E if self.softcap is not None else None,
+            inverse_cap=1 / (self.softcap * LOG2E) if self.softcap is not None else None,
             window=self.window,
             slopes=self.alibi_H,
             seed=self.seed if self.dropout_p > 0 else None,

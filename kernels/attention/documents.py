@@ -30,7 +30,7 @@ def document_ranges_kernel(
     i_b = tl.program_id(1).to(tl.int64)
     # Rows past the end repeat the last one, which changes neither the least nor the greatest id.
     o_own = tl.minimum(i_tile * BLOCK + tl.arange(0, BLOCK), own_rows - 1).to(tl.int64)
-    b_own = tl.load(own + i_b * stride_own_b + o_own * stride_own).to(tl.int64).to(tl.uint64, bitcast=True)
+    b_own = tl.load(own + i_b * stride_own_b + o_own * stride_own).to(tl.int32).to(tl.uint32, bitcast=True)
     least, greatest = tl.min(b_own, 0), tl.max(b_own, 0)
     b_first = tl.full([BLOCK_OTHER], 2**31 - 1, tl.int32)
     b_stop = tl.zeros([BLOCK_OTHER], tl.int32)
@@ -40,7 +40,7 @@ def document_ranges_kernel(
         b_other = tl.load(
             other + i_b * stride_other_b + o_n.to(tl.int64) * stride_other, mask=o_n < other_rows, other=0
         )
-        b_other = b_other.to(tl.int64).to(tl.uint64, bitcast=True)
+        b_other = b_other.to(tl.int32).to(tl.uint32, bitcast=True)
         m_between = (o_n < other_rows) & (b_other >= least) & (b_other <= greatest)
         b_first = tl.where(m_between, tl.minimum(b_first, o_n), b_first)
         b_stop = tl.where(m_between, o_n + 1, b_stop)

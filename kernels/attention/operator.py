@@ -59,9 +59,10 @@ def _call(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *others: Any) -> Atten
     return AttentionCall(**dict(zip(NAMES, (*tensors, *others), strict=True)))
 
 
-def path(*tensors: Tensor, **others: Any) -> Path:
-    """The path that :func:`attention_forward` takes with these arguments."""
-    return path_of(_call(*tensors, *(others[name] for name in NAMES[len(tensors) :])))
+def path(*tensors: Tensor, backward: bool, **others: Any) -> Path:
+    """The path that :func:`attention_forward`, or its backward, takes with these arguments."""
+    call = _call(*tensors, *(others[name] for name in NAMES[len(tensors) :]))
+    return path_of(call, backward=backward)
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -105,7 +106,7 @@ def _backward(
     dlse_BHT = None if dlse_BHT is None else dlse_BHT.contiguous()
     with _on_device_of(out_BTHD):
         launches: Callable[..., list[Launch]] = backward.backward_launches
-        if path_of(call).name == "hopper":
+        if path_of(call, backward=True).name == "hopper":
             from lit_eff.kernels.attention.hopper.backward import backward_launches as launches
         _run(launches(call, out_BTHD, lse_BHT, addressable(dout_BTHD), dlse_BHT, delta_BHT, *gradients))
     dq_BTHD, dk_BSKD, dv_BSKD = gradients

@@ -55,8 +55,8 @@ def _checked(name: str | None) -> str | None:
     return name
 
 
-def path_of(call: AttentionCall) -> Path:
-    """The path of a call that the Triton kernels run.
+def path_of(call: AttentionCall, *, backward: bool = False) -> Path:
+    """The path of a call that the Triton kernels run: forward, or backward, which decides for itself.
 
     Raises:
         UserError: the Hopper path was forced and cannot take the call.
@@ -66,7 +66,7 @@ def path_of(call: AttentionCall) -> Path:
     forced = _forced or _checked(os.environ.get(FORCED) or None)
     if forced == "portable":
         return Path("portable", "forced")
-    obstacle = _hopper_obstacle(call)
+    obstacle = _hopper_obstacle(call, backward)
     if obstacle is None:
         return Path("hopper", "forced" if forced else "an sm_90 device and a call that its kernels cover")
     if forced == "hopper":
@@ -74,7 +74,7 @@ def path_of(call: AttentionCall) -> Path:
     return Path("portable", f"not hopper: {obstacle}")
 
 
-def _hopper_obstacle(call: AttentionCall) -> str | None:
+def _hopper_obstacle(call: AttentionCall, backward: bool) -> str | None:
     """Why the Hopper kernels cannot take this call; imported only where they could."""
     if call.capability // 10 != 9:
         return f"the device is sm_{call.capability}, not sm_90"
@@ -82,8 +82,7 @@ def _hopper_obstacle(call: AttentionCall) -> str | None:
         return "this Triton has no Gluon"
     from lit_eff.kernels.attention import hopper
 
-    obstacle: str | None = hopper.supported(call)
-    return obstacle
+    return hopper.supported(call) if backward else hopper.forward_supported(call)
 
 
 @cache

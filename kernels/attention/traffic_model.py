@@ -86,7 +86,7 @@ def _up(row: int, step: int) -> int:
 
 def _within_documents(bounds: Bounds, own: tuple[int, ...], other: tuple[int, ...], step: int) -> Bounds:
     """`documents.document_ranges` for one tile, and `blocks._within_documents`."""
-    ids, others = ([i % 2**64 for i in rows] for rows in (own, other))  # unsigned
+    ids, others = ([i % 2**32 for i in rows] for rows in (own, other))  # unsigned
     seen = [index for index, i in enumerate(others) if min(ids) <= i <= max(ids)]
     first, stop = (seen[0], seen[-1] + 1) if seen else (0, 0)
     start, stop_all = max(bounds.start, _down(first, step)), min(bounds.stop, stop)

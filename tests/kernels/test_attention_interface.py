@@ -136,13 +136,14 @@ def test_path_of_a_gpu_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AttentionCall, "is_cuda", True)
     assert paths.path_of(meta_call(80)).name == "portable"
     assert "sm_80, not sm_90" in paths.path_of(meta_call(80)).reason
-    monkeypatch.setattr(paths, "_hopper_obstacle", lambda call: "no" if call.softcap else None)
+    monkeypatch.setattr(paths, "_hopper_obstacle", lambda call, backward: "no" if backward else None)
     assert paths.path_of(meta_call(90)).name == "hopper"
+    assert paths.path_of(meta_call(90), backward=True).name == "portable"
     with use_path("portable"):
         assert str(paths.path_of(meta_call(90))) == "portable (forced)"
     monkeypatch.setenv(paths.FORCED, "portable")
     assert str(paths.path_of(meta_call(90))) == "portable (forced)"
-    monkeypatch.setattr(paths, "_hopper_obstacle", lambda call: "a lack")
+    monkeypatch.setattr(paths, "_hopper_obstacle", lambda call, backward: "a lack")
     assert paths.path_of(meta_call(90)).reason == "forced"
     with use_path("hopper"), pytest.raises(UserError, match="forced but cannot run here: a lack"):
         paths.path_of(meta_call(90))

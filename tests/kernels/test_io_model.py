@@ -147,7 +147,7 @@ def test_blocks_without_masks_are_seen_whole(
 ) -> None:
     """Also with documents, whatever the order of their ids; and no block that is seen is left out."""
     if ids is not None:
-        ids = sorted(ids, key=lambda i: i % 2**64) if ordered else ids
+        ids = sorted(ids, key=lambda i: i % 2**32) if ordered else ids
         rows = {"documents": ids[: shape.queries], "key_documents": ids[-shape.keys :]}
         shape = replace(shape, **{name: (tuple(row),) * shape.batch for name, row in rows.items()})
     mask = seen(shape)
