@@ -114,7 +114,7 @@ def load_ids(p_ids, stride_b, stride_row, i_b, o_row, count):
 
 @triton.jit
 def tanh(b_x):
-    """1 - 2 / (exp(2 x) + 1), to an absolute error of a few 2^-24: what counts in a score, not relative error.
+    """1 - 2 / (exp(2 x) + 1), to an absolute error of a few 2^-24, which is what counts in a score.
 
     The quotient is taken by rsqrt, one instruction, where a division takes eight. (The interpreter has no
     libdevice, where Triton's own tanh is.)

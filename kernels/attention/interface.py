@@ -111,8 +111,8 @@ def attention(
         seed: an int, or one int64 on the device (which a CUDA graph may refill), that alone determines which
             (see `dropout.kept_weights`); drawn from torch's generator by default.
         scale: factor on the scores; 1 / sqrt(D) by default.
-        documents_BT: integer ids of 32 bits; a query sees only keys of its own id. Where equal ids lie together and ids
-            rise along a row (padding, -1, last), blocks outside a document are not visited.
+        documents_BT: integer ids of 32 bits; a query sees only keys of its own id. Where equal ids lie
+            together and ids rise along a row (padding, -1, last), blocks outside a document are not visited.
         key_documents_BS: the keys' ids; ``documents_BT`` by default.
         starts_B: integer; query t of row b stands at key slot ``starts_B[b] + t`` (a KV cache) and sees
             slots up to its own. Implies ``causal``.
@@ -219,8 +219,9 @@ def explain(
 ) -> Path:
     """Which path :func:`attention` (or, given the two ``cu_seqlens``, :func:`attention_varlen`) would take.
 
-    Takes the same arguments and runs nothing; ``backward`` asks for the path of its gradients. The path's ``name`` is ``hopper`` or ``portable`` on a GPU,
-    ``interpreter``, ``sdpa`` or ``reference`` off it; ``reason`` says why. `paths.use_path` forces one.
+    Takes the same arguments and runs nothing; ``backward`` asks for the path of its gradients. The path's
+    ``name`` is ``hopper`` or ``portable`` on a GPU, ``interpreter``, ``sdpa`` or ``reference`` off it;
+    ``reason`` says why. `paths.use_path` forces one.
 
     Raises:
         UserError: what the call itself would raise.
