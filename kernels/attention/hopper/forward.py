@@ -139,8 +139,7 @@ def _key_blocks(first, count, offset, problem, BLOCK_N: gl.constexpr, CAUSAL: gl
     last = gl.minimum(first + count, problem.queries) - 1
     _, stop = _sight(last, offset, problem, CAUSAL)
     start = gl.minimum(start, problem.keys - 1) // BLOCK_N
-    stop = gl.where(first < problem.queries, gl.cdiv(gl.maximum(stop, 0), BLOCK_N), 0)
-    return start, gl.maximum(stop, start + 1)
+    return start, gl.maximum(gl.cdiv(gl.maximum(stop, 0), BLOCK_N), start + 1)
 
 
 @gluon.jit
@@ -249,8 +248,15 @@ def _walk_keys(
 
 
 @gluon.jit
-def _own_blocks(tile, problem, WHICH: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """The key blocks [start, stop) of the tile that this consumer's own 64 queries see, at least one."""
+def _own_blocks(
+    tile, problem,
+    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
+):  # fmt: skip
+    """The key blocks [start, stop) of the tile that this consumer's own 64 queries see, at least one.
+
+    The consumers' queries are so close that each has at most one block less than the tile at either end.
+    """
+    gl.static_assert(ROWS * (CONSUMERS - 1) <= BLOCK_N)
     start, stop = _key_blocks(tile.first + WHICH * ROWS, ROWS, tile.offset, problem, BLOCK_N, CAUSAL)
     start = gl.minimum(gl.maximum(start, tile.start), tile.stop - 1)
     return start, gl.maximum(gl.minimum(stop, tile.stop), start + 1)
@@ -287,13 +293,15 @@ def _consume(
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     output: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     rows: gl.constexpr = gl.SliceLayout(1, scores)
+    # Tiles of V are released one late, while up to one at either end is passed over: that many must fit.
+    gl.static_assert(keys.tiles.shape[0] >= CONSUMERS)
     s_out = s_out.index(WHICH)
     if PING_PONG and WHICH == CONSUMERS - 1:
         turn_give(0)
 
     turns = _turns(problem, BLOCK_M)
     tile = _tile(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
-    start, stop = _own_blocks(tile, problem, WHICH, BLOCK_N, CAUSAL)
+    start, stop = _own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
     i_q = WHICH
     wait_full(queries, i_q)
     n = _skip(keys, values, 0, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
@@ -339,7 +347,7 @@ def _consume(
         # The next tile's first scores; past the last tile they are formed from whatever is there, never read.
         if turn + 1 < turns:
             tile = _tile(turn + 1, problem, BLOCK_M, BLOCK_N, CAUSAL)
-            start, stop = _own_blocks(tile, problem, WHICH, BLOCK_N, CAUSAL)
+            start, stop = _own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
             i_q += CONSUMERS
             wait_full(queries, i_q)
             n = _skip(keys, values, n, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
@@ -371,13 +379,20 @@ def _consume(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["problem"])
+SIZES = ["queries", "keys", "heads", "group", "batch", "together", "window"]
+
+
+@gluon.jit(do_not_specialize=SIZES)  # one compiled kernel serves all lengths
 def attention_forward_kernel(
-    d_q, d_k, d_v, d_out, problem,
+    d_q, d_k, d_v, d_out, lse, starts, sinks,
+    queries, keys, heads, group, batch, together, window, score_scale, cap,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, SLOTS: gl.constexpr,
     CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
+    problem = Problem(
+        queries, keys, heads, group, batch, together, window, starts, lse, sinks, score_scale, cap
+    )
     queries = allocate_ring(d_q, CONSUMERS, 1)
     keys = allocate_ring(d_k, SLOTS, CONSUMERS)
     values = allocate_ring(d_v, SLOTS, CONSUMERS)
@@ -433,26 +448,24 @@ def forward_launch(
     shape = shape or forward_shape(call.head_dim)
     registers, consumer_registers, producer_registers = REGISTERS[shape.consumers]
     tiles = triton.cdiv(call.queries, ROWS.value * shape.consumers) * call.heads * call.batch
-    rule, sizes = call.rule(), call.sizes()
+    rule = call.rule()
     arguments = {
         "d_q": row_tiles(call.q_BTHD, ROWS.value),
         "d_k": row_tiles(call.k_BSKD, shape.block_n),
         "d_v": row_tiles(call.v_BSKD, shape.block_n),
         "d_out": row_tiles(out_BTHD, ROWS.value),
-        "problem": Problem(
-            queries=call.queries,
-            keys=call.keys,
-            heads=call.heads,
-            group=sizes.group,
-            batch=call.batch,
-            together=shape.together,
-            window=call.window,
-            starts=call.starts_B,
-            lse=lse_BHT,
-            sinks=call.sinks_H,
-            score_scale=rule.score_scale,
-            cap=rule.cap,
-        ),
+        "lse": lse_BHT,
+        "starts": call.starts_B,
+        "sinks": call.sinks_H,
+        "queries": call.queries,
+        "keys": call.keys,
+        "heads": call.heads,
+        "group": call.heads // call.k_BSKD.shape[2],
+        "batch": call.batch,
+        "together": shape.together,
+        "window": call.window,
+        "score_scale": rule.score_scale,
+        "cap": rule.cap,
         "CONSUMERS": shape.consumers,
         "BLOCK_N": shape.block_n,
         "SLOTS": shape.slots,
