@@ -10,6 +10,8 @@ from lit_eff.bench.report import unique
 from lit_eff.bench.results import Measurement
 from lit_eff.files import atomic_path
 
+# Ours are red to yellow; peers are not.
+PEER_COLORS = ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:cyan", "tab:gray", "tab:olive")
 CEILINGS = {"TFLOP/s": "matmul_tflops", "GB/s": "read_gb_per_second"}
 
 
@@ -18,6 +20,10 @@ def plot(path: Path, head: dict[str, Any], measurements: Sequence[Measurement]) 
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    ours = unique([each.contender for each in measurements if each.ours])
+    peers = unique([each.contender for each in measurements if not each.ours])
+    colors: dict[str, Any] = {name: colormaps["autumn"](i / len(ours)) for i, name in enumerate(ours)}
+    colors |= {name: PEER_COLORS[i % len(PEER_COLORS)] for i, name in enumerate(peers)}
     panels = unique([f"{each.section}\n{each.quantity}" for each in measurements])
     figure = Figure(figsize=(15, 4 * len(panels)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
@@ -27,15 +33,10 @@ def plot(path: Path, head: dict[str, Any], measurements: Sequence[Measurement]) 
         contenders = unique([each.contender for each in mine if each.rate])
         width = 0.85 / max(1, len(contenders))
         for index, name in enumerate(contenders):
-            rates = {each.cell: each for each in mine if each.contender == name and each.rate}
-            is_ours = any(each.ours for each in rates.values())
-            axes.bar(
-                [cells.index(cell) + (index - (len(contenders) - 1) / 2) * width for cell in rates],
-                [each.rate or 0.0 for each in rates.values()],
-                width,
-                label=name,
-                color=colormaps["autumn" if is_ours else "winter"](index / max(1, len(contenders) - 1)),
-            )
+            rates = {each.cell: each.rate or 0.0 for each in mine if each.contender == name and each.rate}
+            middle = (index - (len(contenders) - 1) / 2) * width
+            places = [cells.index(cell) + middle for cell in rates]
+            axes.bar(places, list(rates.values()), width, label=name, color=colors[name])
         unit = mine[0].unit
         ceiling = head["ceilings"].get(CEILINGS.get(unit, ""))
         if ceiling:
@@ -44,6 +45,6 @@ def plot(path: Path, head: dict[str, Any], measurements: Sequence[Measurement]) 
                           textcoords="offset points", fontsize=8)  # fmt: skip
         axes.set_title(f"{section}, {quantity} ({unit}), {head['device']}")
         axes.set_xticks(range(len(cells)), cells, rotation=20, ha="right", fontsize=8)
-        axes.legend(fontsize=8, ncols=4)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -134,3 +134,34 @@ def test_unknown_benchmarks_are_named(capsys: pytest.CaptureFixture[str]) -> Non
     assert "no benchmark 'atention'; did you mean 'attention'?" in capsys.readouterr().err
     assert main(["bench", "--help"]) == 0
     assert "attention" in capsys.readouterr().out
+
+
+def test_checks_tell_what_failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lit_eff.bench import attention_checks
+    from lit_eff.bench.attention_check import Outcome
+
+    seen = []
+
+    def pretend(jobs: list[Any], processes: int) -> list[Outcome]:
+        seen.append((len(jobs), processes))
+        return [Outcome(jobs[0].name, ("dq is off by 1.0",)), *(Outcome(job.name) for job in jobs[1:])]
+
+    monkeypatch.setattr(attention_checks, "run_jobs", pretend)
+    assert (
+        main(["bench", "attention", "--check", "--jobs", "2", "--cells", "alone, causal", "budget, cache"])
+        == 1
+    )
+    out = capsys.readouterr().out
+    assert "FAILED alone, causal, 128x128, dim 64, bfloat16: dq is off by 1.0" in out
+    assert "22 of 23 checks passed: 3 cases" in out
+    assert seen == [(23, 2)]
+
+
+def test_checks_run_in_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For real, in processes of their own."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["bench", "attention", "--check", "--jobs", "1", "--cells", "length, causal, 17x17"]
+    assert main([*words, "cache, queries, 1 of"]) == 0
+    assert "2 of 2 checks passed: 2 cases in Triton's interpreter, 0 budgets" in capsys.readouterr().out
