@@ -1,12 +1,20 @@
-"""Block sizes by head dim and element size, chosen to fit the shared memory and registers of the target.
+"""Block sizes by device, head dim and element size: the shipped table, or tuned ones where asked for.
 
-The choices for sm_80 fit the 99 KB of sm_86, sm_89 and sm_120 too. `tests/kernels/test_resources.py` compiles
-them and checks.
+The table is `tile_table`; `tuning` makes a device's own and says how to switch them on.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+
+from lit_eff.kernels.attention.tile_table import TABLE
+
+KERNELS = tuple(TABLE)
+OPT_IN = "LIT_EFF_TUNED_TILES"  # "1": read the tuning cache of this user; a path: read that file
 
 
 @dataclass(frozen=True)
@@ -19,56 +27,68 @@ class Tiles:
     num_stages: int
 
 
+_forced: dict[str, Tiles] = {}
+
+
 def padded_head_dim(head_dim: int) -> int:
     """Tensor cores multiply powers of two from 16 up; lanes beyond the head dim are masked, never loaded."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def _large_shared_memory(capability: int) -> bool:
-    """Hopper and data-centre Blackwell give a block 227 KB; A100 163 KB; consumer parts of any year 99 KB."""
-    return 90 <= capability < 120
+def family(capability: int) -> int:
+    """Which rows of the table serve a device: see `tile_table`. Consumer parts of any year are like sm_80."""
+    return 90 if 90 <= capability < 120 else 80
+
+
+def shipped_tiles(kernel: str, head_dim: int, element_bytes: int, capability: int) -> Tiles:
+    """The table's entry; ``capability`` is 10 * major + minor of the CUDA device."""
+    rows = TABLE[kernel][family(capability), element_bytes]
+    return Tiles(*next(entry for widest, entry in rows.items() if padded_head_dim(head_dim) <= widest))
+
+
+@contextmanager
+def use_tiles(kernel: str, tiles: Tiles) -> Iterator[None]:
+    """Launches made meanwhile take these, for every head dim: to measure a candidate."""
+    before = dict(_forced)
+    _forced[kernel] = tiles
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+@cache
+def tuned_tiles() -> dict[tuple[str, int, int], Tiles]:
+    """(kernel, padded head dim, element bytes) -> tiles of this device, if `OPT_IN` asks for them."""
+    where = os.environ.get(OPT_IN)
+    if not where:
+        return {}
+    from lit_eff.kernels.attention.tuning import read_cache
+
+    return read_cache(where)
+
+
+def _tiles(kernel: str, head_dim: int, element_bytes: int, capability: int) -> Tiles:
+    if kernel in _forced:
+        return _forced[kernel]
+    tuned = tuned_tiles().get((kernel, padded_head_dim(head_dim), element_bytes))
+    return tuned or shipped_tiles(kernel, head_dim, element_bytes, capability)
 
 
 def forward_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Tiles:
-    """Tiles of the forward kernel. ``capability`` is 10 * major + minor of the CUDA device."""
-    wide = padded_head_dim(head_dim) > 64
-    if padded_head_dim(head_dim) > 128:
-        if element_bytes == 4:
-            return Tiles(32, 16, 8, 1)
-        return Tiles(128, 64, 8, 2) if _large_shared_memory(capability) else Tiles(64, 32, 8, 2)
-    if element_bytes == 4:
-        return Tiles(64, 32, 8, 2) if wide else Tiles(64, 64, 8, 2)
-    if _large_shared_memory(capability):
-        return Tiles(128, 128, 8, 2) if wide else Tiles(128, 128, 8, 3)
-    return Tiles(128, 64, 8, 2) if wide else Tiles(128, 64, 4, 3)
+    """Tiles of the forward kernel: a program owns ``block_m`` queries and walks ``block_n`` keys a step."""
+    return _tiles("forward", head_dim, element_bytes, capability)
 
 
 def key_gradient_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Tiles:
     """Tiles of the dK and dV kernel: a program owns ``block_n`` keys and walks ``block_m`` queries a step."""
-    wide = padded_head_dim(head_dim) > 64
-    if padded_head_dim(head_dim) > 128:
-        if element_bytes == 4:
-            return Tiles(16, 16, 8, 1)
-        return Tiles(32, 64, 8, 2) if _large_shared_memory(capability) else Tiles(32, 32, 8, 2)
-    if element_bytes == 4:
-        return Tiles(32, 32, 8, 1) if wide else Tiles(32, 32, 4, 1)
-    if _large_shared_memory(capability):
-        return Tiles(32, 128, 8, 2) if wide else Tiles(64, 128, 8, 2)
-    return Tiles(64, 64, 8, 2) if wide else Tiles(32, 128, 8, 2)
+    return _tiles("key_gradient", head_dim, element_bytes, capability)
 
 
 def query_gradient_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Tiles:
     """Tiles of the dQ kernel: a program owns ``block_m`` queries and walks ``block_n`` keys a step."""
-    wide = padded_head_dim(head_dim) > 64
-    if padded_head_dim(head_dim) > 128:
-        if element_bytes == 4:
-            return Tiles(16, 16, 8, 1)
-        return Tiles(128, 32, 8, 2) if _large_shared_memory(capability) else Tiles(64, 16, 8, 2)
-    if element_bytes == 4:
-        return Tiles(32, 32, 8, 1) if wide else Tiles(32, 32, 4, 1)
-    if _large_shared_memory(capability):
-        return Tiles(128, 64, 8, 2)
-    return Tiles(128, 32, 8, 2) if wide else Tiles(64, 64, 4, 2)
+    return _tiles("query_gradient", head_dim, element_bytes, capability)
 
 
 DELTA_BLOCK_M = 64  # queries a program of the row-sum kernel: one pass over O and dO, bound by bandwidth

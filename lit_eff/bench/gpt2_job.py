@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -209,6 +210,7 @@ def serve(connection: Connection, slots: Any, job: tuple[Any, ...]) -> None:
 
     ``slots`` is a semaphore over processes: only so many compile at once.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the asker ends the jobs
     try:
         with slots:
             training = TrainingJob(*job)

@@ -143,6 +143,8 @@ def compare(
         for worker in workers:
             if worker.row.name != FREE:
                 worker.row.losses = worker.ask("curve", rows_NT)
+    except KeyboardInterrupt:
+        say("interrupted: reporting what there is")
     finally:
         for worker in workers:
             worker.stop()
@@ -317,7 +319,8 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
                     linewidth=1,
                 )
         panels[1].set(title="same batches, same seed", xlabel="step", ylabel="training loss")
-        panels[1].legend()
+        if any(each["losses"] for each in shown):
+            panels[1].legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
