@@ -44,7 +44,7 @@ def head_of(row, rule, i_h):
 @triton.jit
 def rows_of(rows, i_b, i_h, first_row):
     """One head of a tensor, from row ``first_row`` on."""
-    p_head = rows.pointer + i_b * rows.stride_b + i_h * rows.stride_h + first_row * rows.stride_row
+    p_head = rows.pointer + (i_b * rows.stride_b + i_h * rows.stride_h + first_row * rows.stride_row)
     return Rows(p_head, rows.stride_b, rows.stride_row, rows.stride_h, rows.stride_d)
 
 
@@ -93,7 +93,7 @@ def store_rows(
 @triton.jit
 def statistic_of(statistic, i_b, i_h, first_query):
     """Where one head's part of a (B, H, T) statistic starts."""
-    return statistic.pointer + i_b * statistic.stride_b + i_h * statistic.stride_h + first_query
+    return statistic.pointer + (i_b * statistic.stride_b + i_h * statistic.stride_h + first_query)
 
 
 @triton.jit

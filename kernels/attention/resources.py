@@ -12,7 +12,12 @@ from lit_eff.profiling.compiled import CompiledResources, compile_launch
 
 
 def compiled_resources(
-    shape: AttentionShape, dtype: torch.dtype, capability: int, *, softcap: float | None = None
+    shape: AttentionShape,
+    dtype: torch.dtype,
+    capability: int,
+    *,
+    softcap: float | None = None,
+    packed: bool = False,
 ) -> list[CompiledResources]:
     """Shared memory, registers and spills of the forward and the three backward kernels, in launch order.
 
@@ -22,6 +27,7 @@ def compiled_resources(
         dtype: float16, bfloat16 or float32.
         capability: 10 * major + minor of the target; its block sizes are used.
         softcap: as in :func:`lit_eff.kernels.attention.attention`; the value makes no difference.
+        packed: the form for packed sequences; they make no difference either.
 
     Raises:
         UserError: if this process runs Triton's interpreter.
@@ -35,6 +41,7 @@ def compiled_resources(
         starts_B = torch.empty(shape.batch, dtype=torch.int64)
         per_head = torch.empty(shape.heads)
         seed = torch.empty(1, dtype=torch.int64)
+        cu_seqlens = torch.empty(3, dtype=torch.int32)
     call = AttentionCall(
         q_BTHD,
         k_BSKD,
@@ -51,6 +58,10 @@ def compiled_resources(
         alibi_H=per_head if shape.alibi else None,
         dropout_p=0.1 if shape.dropout else 0.0,
         seed=seed,
+        cu_seqlens_q=cu_seqlens if packed else None,
+        cu_seqlens_k=cu_seqlens if packed else None,
+        max_seqlen_q=shape.queries,
+        max_seqlen_k=shape.keys,
     )
     launches = [
         *forward_launches(call, q_BTHD, lse_BHT),
