@@ -91,6 +91,15 @@ def test_distinct_sectors_are_algorithm_0() -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
+def test_no_keys_or_no_queries() -> None:
+    q, k = torch.randn(1, 3, 2, 16), torch.randn(1, 5, 2, 16)
+    for queries, keys in ((q, k[:, :0]), (q[:, :0], k), (q[:0], k[:0])):
+        out = standard_attention(queries, keys, keys)
+        assert out.shape == queries.shape
+        assert not out.any()
+
+
+@pytest.mark.usefixtures("interpreter")
 def test_bad_input_is_named() -> None:
     q, k = torch.randn(1, 4, 3, 16), torch.randn(1, 4, 2, 16)
     with pytest.raises(UserError, match="not a multiple"):
