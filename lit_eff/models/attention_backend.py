@@ -20,14 +20,19 @@ BACKENDS = ("auto", "triton", "sdpa", "reference")
 # Below this mean length (tokens), one small attention call per document costs more than one masked call. On
 # one core, (8, 512) tokens and documents of 8, 32 and 256 tokens took 0.7, 0.2 and 0.5 of the masked time.
 SEGMENT_WORTHWHILE = 8
+HALF = (torch.float16, torch.bfloat16)  # Triton's float32 products are exact, and slow: no tensor cores
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """``name`` is ``triton``, ``sdpa`` or ``reference``; ``reason`` is a phrase for people."""
+    """``name`` is ``triton``, ``sdpa`` or ``reference``; ``reason`` is a phrase for people.
+
+    ``masked`` is what runs instead where documents or a window hide keys.
+    """
 
     name: AttentionBackend
     reason: str
+    masked: AttentionBackend | None = None
 
 
 def choose_backend(
@@ -51,10 +56,14 @@ def choose_backend(
         if obstacle is not None:
             raise UserError(f"attention backend {requested!r} cannot run here: {obstacle}; try 'auto'")
         return BackendChoice(requested, "asked for")
-    if obstacles["sdpa"] is None:
-        return BackendChoice("sdpa", f"PyTorch's fused attention on {device.type}")
     # Triton's interpreter can stand in for a GPU, but is far too slow to be chosen unasked.
     obstacle = obstacles["triton"] if device.type == "cuda" else f"no CUDA device, but {device.type}"
+    if obstacles["sdpa"] is None:
+        reason = f"PyTorch's fused attention on {device.type}"
+        if obstacle is not None:
+            return BackendChoice("sdpa", reason)
+        reason += "; the Triton kernels where documents or a window hide keys, which it masks and they skip"
+        return BackendChoice("sdpa", reason, masked="triton")
     if obstacle is None:
         return BackendChoice("triton", f"not sdpa: {obstacles['sdpa']}")
     return BackendChoice("reference", f"not sdpa: {obstacles['sdpa']}; not triton: {obstacle}")
@@ -101,10 +110,12 @@ def plan_attention(
     starts_B: Tensor | None = None,
     key_slots: int | None = None,
     static: bool = False,
+    masked: AttentionBackend | None = None,
 ) -> AttentionPlan:
     """Work out masks for the queries of ``hidden_BTC`` against themselves, or against cache slots.
 
-    ``key_slots`` is how many leading slots of the cache the keys will span.
+    ``key_slots`` is how many leading slots of the cache the keys will span. ``masked`` is a back end to take
+    instead where documents or a window hide keys (see :class:`BackendChoice`).
 
     ``static`` forbids decisions on the documents' content (blocks compiled once must see one plan).
 
@@ -123,6 +134,9 @@ def plan_attention(
         segments = _segments(documents_BT)
         if segments == (length,) * batch:
             documents_BT = segments = None  # one document a row: the plain form suffices
+    hides = starts_B is None and (documents_BT is not None or config.window is not None)
+    if masked is not None and hides and _compute_dtype(hidden_BTC) in HALF:
+        backend = masked
     plan = AttentionPlan(backend, config.causal, config.window, config.attention_softcap)
     if backend != "sdpa":
         return replace(plan, documents_BT=documents_BT, starts_B=starts_B)
@@ -174,7 +188,7 @@ def _self_mask(
     if causal:
         allowed = allowed & (distance_TS >= 0)
     if window is not None:
-        allowed = allowed & (distance_TS < window)
+        allowed = allowed & (distance_TS.abs() < window)
     if documents_BT is not None:
         allowed = allowed & (documents_BT[:, :, None] == documents_BT[:, None, :])
     return _additive(allowed[:, None], dtype)

@@ -180,6 +180,7 @@ class Transformer(nn.Module):
             starts_B=context.starts_B if context.cache is not None else None,
             key_slots=key_slots,
             static=self._compiled,
+            masked=self.attention_backend.masked,
         )
         cos, sin = None, None
         if self.config.positions == "rope":

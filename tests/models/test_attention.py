@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lit_eff.errors import UserError
+from lit_eff.kernels.attention import Support
 from lit_eff.models import attention_backend
 from lit_eff.models.attention_backend import attend, choose_backend, plan_attention
 from lit_eff.models.cache import KVCache
@@ -122,6 +123,28 @@ def test_choices_and_their_reasons():
         choose_backend(config(attention_softcap=3.0), "cpu", "sdpa")
     with pytest.raises(UserError, match="did you mean 'triton'"):
         choose_backend(config(), "cpu", "tritn")  # type: ignore[arg-type]
+
+
+def test_masks_go_to_the_kernels_that_skip(monkeypatch):
+    """On a GPU, in half precision: documents and windows, but neither plain rows nor a cache."""
+    monkeypatch.setattr(attention_backend, "supports", lambda device, head_dim: Support(True))
+    choice = choose_backend(config(), "cuda")
+    assert (choice.name, choice.masked) == ("sdpa", "triton")
+    assert "hide keys" in choice.reason
+    assert choose_backend(config(), "cuda", "sdpa").masked is None  # asked for, so never replaced
+    assert choose_backend(config(), "cpu").masked is None
+    hidden, starts_B = torch.zeros(2, 4, 32, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.int64)
+
+    def backend(settings=None, dtype=torch.bfloat16, **more):
+        settings = config(**settings or {})
+        return plan_attention(settings, "sdpa", hidden.to(dtype), masked="triton", **more).backend
+
+    documents = {"documents_BT": torch.tensor([[0, 0, 1, 1]] * 2)}
+    assert backend() == "sdpa"
+    assert backend(**documents) == "triton"
+    assert backend({"window": 2}) == "triton"
+    assert backend(dtype=torch.float32, **documents) == "sdpa"
+    assert backend({"window": 2}, starts_B=starts_B, key_slots=9) == "sdpa"
 
 
 def test_triton_is_refused_with_the_reason(monkeypatch, make_model):
