@@ -20,6 +20,9 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None  # a thread; what warp-specialised kernels share out among their warps
+    early: bool = (
+        False  # may start before the launch ahead of it ends; the kernel waits itself (from sm_90 on)
+    )
 
     @property
     def name(self) -> str:
@@ -28,8 +31,12 @@ class Launch:
     @property
     def options(self) -> dict[str, Any]:
         """What Triton takes beside the kernel's own arguments."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        if self.early:
+            options["launch_pdl"] = True  # programmatic dependent launch
+        return options
 
     def run(self) -> Any:
         """Launch on the current device and stream, or in the interpreter; returns what Triton returns."""

@@ -22,9 +22,7 @@ FORMS: list[dict[str, Any]] = [
 # Of 90 slots in chunks of 32 and segments of 64.
 DEALS = [
     Deal(Unit.CHUNK, 3, 3),
-    Deal(Unit.CHUNK, 3, 1),
     Deal(Unit.CHUNK, 3, 2),
-    Deal(Unit.SEGMENT, 2, 2),
     Deal(Unit.SEGMENT, 2, 1),
     Deal(Unit.ROW, 2, 1),
 ]

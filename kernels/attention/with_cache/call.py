@@ -71,6 +71,11 @@ class CacheCall:
         return 10 * major + minor
 
     @property
+    def overlaps(self) -> bool:
+        """Whether the combine kernel may be started while the split kernel runs (Hopper and later)."""
+        return self.capability >= 90 and self.deal.unit is not Unit.ROW
+
+    @property
     def processors(self) -> int:
         """Multiprocessors of the device; in the interpreter and without a device, the A100's 108."""
         if not self.q_BTHD.is_cuda:

@@ -90,6 +90,7 @@ def cache_combine_kernel(
     queries, capacity, group, kv_heads, parts, window,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr,
     UNIT: tl.constexpr, WINDOWED: tl.constexpr, SPAN: tl.constexpr, ROUND: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     i_row = tl.program_id(0) % (queries * group)
     i_kv = tl.program_id(0) // (queries * group)
@@ -102,6 +103,8 @@ def cache_combine_kernel(
     o_d = tl.arange(0, BLOCK_D)
     i_partial = (i_b * kv_heads + i_kv) * parts * (queries * group) + i_row
     b_acc, b_max, b_sum = tl.zeros([BLOCK_D], tl.float32), float("-inf"), 0.0
+    if PDL:  # so far nothing was read that the split kernel writes
+        tl.extra.cuda.gdc_wait()
     for span in range(first // SPAN, tl.cdiv(last, SPAN)):
         b_seg_acc, b_seg_max, b_seg_sum = tl.zeros([BLOCK_D], tl.float32), float("-inf"), 0.0
         for i_round in tl.static_range(SPAN // ROUND):
@@ -145,6 +148,7 @@ def combine_launch(call: CacheCall, partials: Partials, out_BTHD: Tensor, lse_BH
         "p_sinks": call.sinks_H,
         "SPAN": span,
         "ROUND": min(span, ROUND),
+        "PDL": call.overlaps,
     }
     grid = (call.rows * call.kv_heads, call.batch)
-    return Launch(cache_combine_kernel, grid, arguments, num_warps=1, num_stages=1)
+    return Launch(cache_combine_kernel, grid, arguments, num_warps=1, num_stages=1, early=call.overlaps)

@@ -101,7 +101,7 @@ def _split_tile(
     units = _units(slots, tiles, share)
     whole = share.unit is Unit.ROW
     programs = 1 if whole else -(-len(units) // max(-(-len(units) // share.runs), 1))
-    reads["q"] += programs * there * row
+    reads["q"] += share.runs * len(own) * row
     if shape.tree:
         reads["tree"] += programs * there * shape.queries
     if shape.alibi:

@@ -91,14 +91,22 @@ def cache_split_kernel(
     queries, capacity, group, kv_heads, parts, window, score_scale, cap,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr, SEGMENT: tl.constexpr, UNIT: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    WINDOWED: tl.constexpr, SOFTCAP: tl.constexpr, WHOLE: tl.constexpr,
+    WINDOWED: tl.constexpr, SOFTCAP: tl.constexpr, WHOLE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:  # the combine kernel may take the place of programs that end
+        tl.extra.cuda.gdc_launch_dependents()
     tiles = tl.cdiv(queries * group, ROWS)
     # Neighbouring programs read the same keys, or the next head's, which lie beside them.
     i_tile = tl.program_id(0) % tiles
     i_kv = tl.program_id(0) // tiles
     i_b = tl.program_id(2).to(tl.int64)
     o_row = i_tile * ROWS + tl.arange(0, ROWS)
+    o_h = i_kv * group + o_row % group
+    o_d = tl.arange(0, BLOCK_D)
+    # Asked for before the length that decides whether there is work: one wait for both.
+    p_q_rows = p_q + i_b * stride_qb + (o_row // group).to(tl.int64) * stride_qt + o_h * stride_qh
+    m_q = (o_row < queries * group)[:, None] & (o_d < HEAD_DIM)[None, :]
+    b_q = tl.load(p_q_rows[:, None] + o_d[None, :] * stride_qd, mask=m_q, other=0.0)
     length, o_t, o_slot, o_last, start, stop = row_tile(
         p_lengths,
         p_query_lengths,
@@ -120,15 +128,7 @@ def cache_split_kernel(
         if first >= last:
             return
 
-    o_h = i_kv * group + o_row % group
     m_row = o_last >= 0
-    o_d = tl.arange(0, BLOCK_D)
-    p_q_rows = p_q + i_b * stride_qb + o_t.to(tl.int64) * stride_qt + o_h * stride_qh
-    b_q = tl.load(
-        p_q_rows[:, None] + o_d[None, :] * stride_qd,
-        mask=m_row[:, None] & (o_d < HEAD_DIM)[None, :],
-        other=0.0,
-    )
     if p_alibi is not None:
         b_slope = tl.load(p_alibi + o_h, mask=m_row, other=0.0) * 1.4426950408889634  # log2 e
     if p_tree is not None:
@@ -238,6 +238,7 @@ def split_launch(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor, partials: P
         "ROWS": tiles.rows,
         "BLOCK_N": tiles.block_n,
         "WHOLE": share.unit is Unit.ROW,
+        "PDL": call.overlaps,
     }
     grid = (triton.cdiv(call.rows, tiles.rows) * call.kv_heads, share.runs, call.batch)
     return Launch(cache_split_kernel, grid, arguments, tiles.num_warps, tiles.num_stages)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from lit_eff.kernels.attention.tiles import padded_head_dim
 
-WAVES = 16  # programs a multiprocessor, at most: a large capacity must not start idle programs by thousands
-WHOLE_WAVES = 8  # row tiles a multiprocessor from which on each program walks its rows' whole cache
-SEGMENT_FILL = 0.75  # segments a multiprocessor from which on programs own segments rather than chunks
+# What the deal of the work goes by. Times are in slots that a program reads in company of another.
+RESIDENT = 2  # programs that a multiprocessor holds at once
+ALONE = 0.6  # of the time a slot takes in company
+START = 64  # starting a program
+PART = 64  # writing a partial result
 
 
 @dataclass(frozen=True)
 class CacheTiles:
     """``rows`` of (query, head of the group); slots a step, a chunk and a segment, each dividing the next.
 
-    The row tile is one height whatever the rows in use: 64 is the one height of Hopper's matrix instruction,
-    and four of Ampere's. These numbers may depend on dtype, head dim and device type, never on batch, lengths
-    or the number of queries. Softmax runs on from step to step within a chunk; chunks are joined in order to
-    segments, segments in order to the result. All borders are multiples of these constants, so that a row
-    meets the same sums in the same order in any company.
+    The row tile is one height whatever the rows in use: 64 is the one height of Hopper's matrix instruction;
+    of Ampere's, 16 high, two are the most whose sums fit the registers. These numbers may depend on dtype,
+    head dim and device type, never on batch, lengths or the number of queries. Softmax runs on from step to
+    step within a chunk; chunks are joined in order to segments, segments in order to the result. All borders
+    are multiples of these constants, so that a row meets the same sums in the same order in any company.
     """
 
     rows: int
@@ -33,12 +36,12 @@ class CacheTiles:
 
 def cache_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> CacheTiles:
     """Tiles for a head dim, element size and CUDA capability (10 * major + minor)."""
-    width = padded_head_dim(head_dim)
+    wide = padded_head_dim(head_dim) > 128
     if element_bytes == 4:
-        return CacheTiles(64, 32 if width <= 128 else 16, 256, 4096, 8, 2)
-    if 90 <= capability < 120:  # 227 KB of shared memory
-        return CacheTiles(64, 64, 256, 4096, 4, 3 if width <= 128 else 2)
-    return CacheTiles(64, 64 if width <= 128 else 32, 256, 4096, 4, 2)  # fits 99 KB
+        return CacheTiles(32, 16 if wide else 32, 256, 2048, 8, 2)
+    if 90 <= capability < 120:  # 227 KB of shared memory: two programs, or one of a wide head
+        return CacheTiles(64, 32, 256, 2048, 8, 4) if wide else CacheTiles(64, 32, 256, 2048, 4, 5)
+    return CacheTiles(32, 32, 256, 2048, 8, 2) if wide else CacheTiles(32, 32, 256, 2048, 4, 3)  # fits 99 KB
 
 
 class Unit(Enum):
@@ -58,16 +61,26 @@ class Deal:
     runs: int
 
 
+@lru_cache(maxsize=1024)
 def deal(tiles: CacheTiles, slots: int, row_tiles: int, processors: int) -> Deal:
     """Share out rows of up to ``slots`` slots. ``row_tiles``: those of all rows and kv heads together.
 
-    The largest unit that keeps the device busy: partial results cost traffic, and starting costs time.
-    Lengths are not known on the host: a program finds its run of units from the length that it loads.
+    The deal that should end first if every row is full. Lengths are not known on the host: a program finds
+    its run of units from the length that it loads.
     """
-    segments = max(1, -(-slots // tiles.segment))
-    chunks = max(1, -(-slots // tiles.chunk))
-    filled = row_tiles * segments >= SEGMENT_FILL * processors
-    if row_tiles >= WHOLE_WAVES * processors or chunks == 1 or (filled and segments == 1):
-        return Deal(Unit.ROW, segments, 1)
-    unit, parts = (Unit.SEGMENT, segments) if filled else (Unit.CHUNK, chunks)
-    return Deal(unit, parts, min(parts, -(-WAVES * processors // row_tiles)))
+
+    def time(share: Deal) -> float:
+        waves, rest = divmod(row_tiles * share.runs, RESIDENT * processors)
+        waves_time = waves + (0 if rest == 0 else ALONE if rest <= processors else 1)
+        if share.unit is Unit.ROW:
+            return waves_time * (START + slots)
+        unit_slots = tiles.chunk if share.unit is Unit.CHUNK else tiles.segment
+        return waves_time * (START + -(-share.parts // share.runs) * (unit_slots + PART)) + share.parts
+
+    segments, chunks = (max(1, -(-slots // size)) for size in (tiles.segment, tiles.chunk))
+    deals = [Deal(Unit.ROW, segments, 1)]
+    for unit, parts in ((Unit.SEGMENT, segments), (Unit.CHUNK, chunks)):
+        deals += [
+            Deal(unit, parts, runs) for runs in range(1, min(parts, RESIDENT * processors) + 1) if parts > 1
+        ]
+    return min(deals, key=time)
