@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ def addressable(tensor: Tensor) -> Tensor:
     """``tensor``, or a contiguous copy if offsets within one tile would not fit the kernels' 32 bits."""
     reach = TILE_ROWS * tensor.stride(1) + padded_head_dim(tensor.shape[3]) * tensor.stride(3)
     return tensor if reach < 2**31 else tensor.contiguous()
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,7 @@ class AttentionCall:
             return self.target
         if not self.q_BTHD.is_cuda:
             return 80
-        major, minor = torch.cuda.get_device_capability(self.q_BTHD.device)
-        return 10 * major + minor
+        return _capability(self.q_BTHD.device)
 
     @property
     def is_cuda(self) -> bool:

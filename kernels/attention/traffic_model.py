@@ -6,7 +6,8 @@ names are the kernels' arguments without ``p_``, or the fields of their named tu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -165,6 +166,27 @@ def forward_traffic(shape: AttentionShape, tiles: Tiles) -> Traffic:
         reads | _extras(shape, walk.programs, walk.programs, walk.owned, walk.masked),
         {"out": walk.owned * row, "lse": walk.owned * STATISTIC_BYTES},
     )
+
+
+def packed_forward_traffic(sequences: Sequence[AttentionShape], tiles: Tiles, length_bytes: int) -> Traffic:
+    """Of packed sequences, each a shape of batch 1; ``length_bytes`` is the size of a cumulative length.
+
+    Every sequence gets the programs of the longest one; those past its end find that out, and no more.
+    """
+    longest = max((sequence.queries for sequence in sequences), default=0)
+    reads: Counter[str] = Counter()
+    writes: Counter[str] = Counter()
+    for sequence in sequences:
+        traffic = forward_traffic(sequence, tiles)
+        reads.update(traffic.reads)
+        writes.update(traffic.writes)
+        programs = ceil(longest / tiles.block_m) * sequence.heads
+        idle = programs - ceil(sequence.queries / tiles.block_m) * sequence.heads
+        reads.update(_extras(sequence, idle, idle, 0, 0))
+        reads.update(dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), 2 * programs * length_bytes))
+        if sequence.sinks:
+            reads["sinks"] += idle * STATISTIC_BYTES
+    return Traffic(dict(reads), dict(writes))
 
 
 def delta_traffic(shape: AttentionShape, *, lse_gradient: bool = False) -> Traffic:

@@ -130,6 +130,22 @@ def test_blocks_of_other_documents_are_not_read() -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
+def test_packed_forward_counts_as_modelled() -> None:
+    from lit_eff.kernels.attention import attention_varlen
+
+    lengths = [(150, 150), (0, 40), (33, 100), (20, 0), (1, 1)]
+    cu_q, cu_k = (torch.tensor([0, *(each[i] for each in lengths)]).cumsum(0).int() for i in (0, 1))
+    q, k, v = (torch.randn(int(n), heads, 16) for n, heads in ((cu_q[-1], 2), (cu_k[-1], 1), (cu_k[-1], 1)))
+    options = {"causal": True, "alibi": torch.rand(2), "sinks": torch.rand(2), "dropout_p": 0.1, "seed": 1}
+    with count_traffic() as counts:
+        attention_varlen(q, k, v, cu_q, cu_k, **options)
+    rule = {"causal": True, "sinks": True, "alibi": True, "dropout": True}
+    shapes = [AttentionShape(1, t, s, 2, 1, 16, element_bytes=4, **rule) for t, s in lengths]
+    modelled = traffic_model.packed_forward_traffic(shapes, tile_table.forward_tiles(16, 4), 4)
+    assert_counts(counts, [("attention_forward_kernel", modelled)])
+
+
+@pytest.mark.usefixtures("interpreter")
 def test_record_of_a_causal_count() -> None:
     record = count_forward(1, 2, 1, 200, 48, True)
     assert record.counted_equals_modelled
