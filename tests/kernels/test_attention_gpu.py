@@ -181,7 +181,8 @@ def test_compiles_without_graph_breaks() -> None:
         torch.testing.assert_close(got, expected)
 
 
-def test_explain_says_what_is_forced() -> None:
+def test_explain_says_what_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIT_EFF_ATTENTION", raising=False)
     q = torch.zeros(1, 8, 1, 64, device="cuda", dtype=torch.bfloat16)
     assert str(explain(q, q, q)) == "portable (forced)"
     with use_path(None):
