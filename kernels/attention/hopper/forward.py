@@ -16,7 +16,7 @@ Prefixes: p_ pointer, i_ index, o_ offset, b_ register tile, s_ shared memory, d
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 from torch import Tensor
@@ -31,6 +31,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from lit_eff.kernels.attention.call import AttentionCall
+from lit_eff.kernels.attention.hopper.exponential import exp2
 from lit_eff.kernels.attention.hopper.pipeline import (
     allocate_ring,
     allocate_tiles,
@@ -43,112 +44,19 @@ from lit_eff.kernels.attention.hopper.pipeline import (
     turn_wait,
     wait_full,
 )
+from lit_eff.kernels.attention.hopper.schedule import (
+    ROWS,
+    Problem,
+    inner_blocks,
+    own_blocks,
+    sight,
+    tile_of,
+    turns_of,
+)
 from lit_eff.profiling.launch import Launch
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
-ROWS = gl.constexpr(64)  # queries of a consumer: the height of a warpgroup's matrix instruction
-
-
-class Problem(NamedTuple):
-    """What every partition needs to know. A field that is None is a constant to the compiler: its code is gone."""
-
-    queries: Any
-    keys: Any
-    heads: Any
-    group: Any  # query heads a kv head
-    batch: Any
-    together: Any  # heads whose tiles are taken in turns
-    window: Any
-    starts: Any
-    lse: Any
-    sinks: Any
-    score_scale: Any  # as in `arguments.Rule`
-    cap: Any
-
-
-class Tile(NamedTuple):
-    """Queries from ``first`` on of one head, and the key blocks [start, stop) that they see, at least one."""
-
-    i_b: Any
-    i_h: Any
-    first: Any
-    offset: Any  # slot of query 0
-    start: Any
-    stop: Any
-
-
-@gluon.jit
-def _turns(problem, BLOCK_M: gl.constexpr):
-    """How many tiles this program owns."""
-    programs = gl.num_programs(0)
-    tiles = gl.cdiv(problem.queries, BLOCK_M) * problem.heads * problem.batch
-    whole = tiles // programs
-    return whole + (_place(whole) < tiles - whole * programs).to(gl.int32)
-
-
-@gluon.jit
-def _place(turn):
-    """Where this program stands in a round; every second round runs backwards."""
-    place = gl.program_id(0)
-    return gl.where(turn % 2 == 0, place, gl.num_programs(0) - 1 - place)
-
-
-@gluon.jit
-def _tile(turn, problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """This program's tile in the ``turn``-th round over all programs.
-
-    Heads go together as far as their keys fit in L2, and the tiles that see most keys come first, so that no
-    long tile is left for the end. That every second round runs backwards evens out what programs get.
-    """
-    i = turn * gl.num_programs(0) + _place(turn)
-    query_tiles = gl.cdiv(problem.queries, BLOCK_M)
-    first_head = i // (problem.together * query_tiles) * problem.together
-    width = gl.minimum(problem.together, problem.heads * problem.batch - first_head)
-    i = i - first_head * query_tiles
-    first = (query_tiles - 1 - i // width) * BLOCK_M
-    i_bh = first_head + i % width
-    i_b = i_bh // problem.heads
-
-    offset = problem.keys - problem.queries
-    if problem.starts is not None:
-        offset = gl.load(problem.starts + i_b).to(gl.int32)
-    start, stop = _key_blocks(first, BLOCK_M, offset, problem, BLOCK_N, CAUSAL)
-    return Tile(i_b, i_bh % problem.heads, first, offset, start, stop)
-
-
-@gluon.jit
-def _sight(query, offset, problem, CAUSAL: gl.constexpr):
-    """The keys [start, stop) that a query sees; also of a tile of queries."""
-    slot = query + offset
-    start = slot * 0
-    stop = start + problem.keys
-    if CAUSAL:
-        stop = gl.minimum(stop, slot + 1)
-    if problem.window is not None:
-        start = gl.maximum(slot - problem.window + 1, 0)
-        if not CAUSAL:
-            stop = gl.minimum(stop, slot + problem.window)
-    return start, stop
-
-
-@gluon.jit
-def _key_blocks(first, count, offset, problem, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """The key blocks [start, stop) that ``count`` queries see; one, all of it masked, if they see nothing."""
-    start, _ = _sight(first, offset, problem, CAUSAL)
-    last = gl.minimum(first + count, problem.queries) - 1
-    _, stop = _sight(last, offset, problem, CAUSAL)
-    start = gl.minimum(start, problem.keys - 1) // BLOCK_N
-    return start, gl.maximum(gl.cdiv(gl.maximum(stop, 0), BLOCK_N), start + 1)
-
-
-@gluon.jit
-def _inner_blocks(first, tile, start, stop, problem, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """Of a consumer's key blocks [start, stop), without the last, those that need no mask."""
-    _, inner_stop = _sight(first, tile.offset, problem, CAUSAL)
-    inner_start, _ = _sight(first + ROWS - 1, tile.offset, problem, CAUSAL)
-    inner_stop = gl.minimum(gl.maximum(gl.maximum(inner_stop, 0) // BLOCK_N, start), stop - 1)
-    return gl.minimum(gl.maximum(gl.cdiv(inner_start, BLOCK_N), start), inner_stop), inner_stop
 
 
 @gluon.jit
@@ -159,8 +67,8 @@ def _produce(
     """Load every tile of Q, K and V in the order in which the consumers come to need them."""
     BLOCK_M: gl.constexpr = CONSUMERS * ROWS
     n = 0
-    for turn in range(_turns(problem, BLOCK_M)):
-        tile = _tile(turn, problem, BLOCK_M, BLOCK_N, CAUSAL)
+    for turn in range(turns_of(problem, BLOCK_M)):
+        tile = tile_of(turn, problem, BLOCK_M, BLOCK_N, CAUSAL)
         i_kv = tile.i_h // problem.group
         for c in gl.static_range(CONSUMERS):
             load_next(queries, turn * CONSUMERS + c, d_q, tile.i_b, tile.first + c * ROWS, tile.i_h)
@@ -175,7 +83,18 @@ def _produce(
 
 
 @gluon.jit
-def _weights(b_s, b_max, b_sum, i_n, o_m, tile, problem, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+def _weights(
+    b_s,
+    b_max,
+    b_sum,
+    i_n,
+    o_m,
+    tile,
+    problem,
+    CUBIC: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    MASKED: gl.constexpr,
+):
     """Scores to weights relative to the running maximum: (weights, maximum, sum, decay of what was summed before).
 
     The maximum is that of unscaled scores; the scale takes part in the exponent's multiply-add.
@@ -186,7 +105,7 @@ def _weights(b_s, b_max, b_sum, i_n, o_m, tile, problem, CAUSAL: gl.constexpr, M
         b_s = problem.cap - 2.0 * problem.cap / (gl.exp2(b_s * (scale * 2.0 * LOG2E)) + 1.0)
         scale = 1.0
     if MASKED:
-        o_start, o_stop = _sight(o_m, tile.offset, problem, CAUSAL)
+        o_start, o_stop = sight(o_m, tile.offset, problem, CAUSAL)
         o_n = i_n * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, b_s.type.layout))
         m_sees = o_n[None, :] < o_stop[:, None]
         if problem.window is not None:
@@ -196,7 +115,7 @@ def _weights(b_s, b_max, b_sum, i_n, o_m, tile, problem, CAUSAL: gl.constexpr, M
     b_reference = b_new_max * scale
     if MASKED:  # a query that has seen no key yet: -inf minus -inf would be NaN
         b_reference = gl.where(b_new_max == float("-inf"), 0.0, b_reference)
-    b_p = gl.exp2(b_s * scale - b_reference[:, None])
+    b_p = exp2(b_s * scale - b_reference[:, None], 0 if MASKED else CUBIC)
     b_decay = gl.exp2(b_max * scale - b_reference)
     return b_p, b_new_max, b_sum * b_decay + gl.sum(b_p, 1), b_decay
 
@@ -212,7 +131,7 @@ def _scores(s_q, keys, n, LAYOUT: gl.constexpr):
 @gluon.jit
 def _walk_keys(
     b_acc, b_p, b_max, b_sum, n, top, bottom, s_q, keys, values, o_m, tile, problem,
-    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr, PING_PONG: gl.constexpr,
+    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr, PING_PONG: gl.constexpr, CUBIC: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """Fold the key blocks from ``top`` - 1 down to ``bottom`` in: their scores, and P V of the block before.
@@ -233,7 +152,7 @@ def _walk_keys(
         b_s = warpgroup_mma_wait(1, [b_s])
         release(keys, n + 1)
         b_w, b_max, b_sum, b_decay = _weights(
-            b_s, b_max, b_sum, top - 1 - j, o_m, tile, problem, CAUSAL, MASKED
+            b_s, b_max, b_sum, top - 1 - j, o_m, tile, problem, CUBIC, CAUSAL, MASKED
         )
         # The assembler moves the wait for P V up, in front of the softmax that it is there to overlap, unless
         # a branch stands between: this one, on a barrier that has long been passed. It may not move the
@@ -245,21 +164,6 @@ def _walk_keys(
         b_p = gl.convert_layout(b_w.to(b_p.dtype), b_p.type.layout, assert_trivial=True)
         n += 1
     return b_acc, b_p, b_max, b_sum, n
-
-
-@gluon.jit
-def _own_blocks(
-    tile, problem,
-    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
-):  # fmt: skip
-    """The key blocks [start, stop) of the tile that this consumer's own 64 queries see, at least one.
-
-    The consumers' queries are so close that each has at most one block less than the tile at either end.
-    """
-    gl.static_assert(ROWS * (CONSUMERS - 1) <= BLOCK_N)
-    start, stop = _key_blocks(tile.first + WHICH * ROWS, ROWS, tile.offset, problem, BLOCK_N, CAUSAL)
-    start = gl.minimum(gl.maximum(start, tile.start), tile.stop - 1)
-    return start, gl.maximum(gl.minimum(stop, tile.stop), start + 1)
 
 
 @gluon.jit
@@ -280,7 +184,7 @@ def _skip(keys, values, n, count, WHICH: gl.constexpr, CONSUMERS: gl.constexpr, 
 def _consume(
     d_out, s_out, queries, keys, values, problem,
     WHICH: gl.constexpr, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
+    RAGGED: gl.constexpr, PING_PONG: gl.constexpr, CUBIC: gl.constexpr,
 ):  # fmt: skip
     """The consumer that owns 64 queries of every tile.
 
@@ -299,9 +203,9 @@ def _consume(
     if PING_PONG and WHICH == CONSUMERS - 1:
         turn_give(0)
 
-    turns = _turns(problem, BLOCK_M)
-    tile = _tile(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
-    start, stop = _own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
+    turns = turns_of(problem, BLOCK_M)
+    tile = tile_of(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
+    start, stop = own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
     i_q = WHICH
     wait_full(queries, i_q)
     n = _skip(keys, values, 0, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
@@ -314,26 +218,28 @@ def _consume(
         release(keys, n)
         b_max = gl.full([ROWS], float("-inf"), gl.float32, rows)
         b_sum = gl.zeros([ROWS], gl.float32, rows)
-        b_w, b_max, b_sum, _ = _weights(b_s, b_max, b_sum, stop - 1, o_m, tile, problem, CAUSAL, MASKED)
-        b_p = gl.convert_layout(b_w.to(keys.tiles.dtype), gl.DotOperandLayout(0, output, 2), assert_trivial=True)
+        b_w, b_max, b_sum, _ = _weights(
+            b_s, b_max, b_sum, stop - 1, o_m, tile, problem, CUBIC, CAUSAL, MASKED
+        )
+        b_p = gl.convert_layout(
+            b_w.to(keys.tiles.dtype), gl.DotOperandLayout(0, output, 2), assert_trivial=True
+        )
         b_acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, output)
         inner_start, inner_stop = start, stop - 1
         if MASKED:
-            inner_start, inner_stop = _inner_blocks(
-                tile.first + WHICH * ROWS, tile, start, stop, problem, BLOCK_N, CAUSAL
-            )
+            inner_start, inner_stop = inner_blocks(tile, start, stop, problem, WHICH, BLOCK_N, CAUSAL)
             b_acc, b_p, b_max, b_sum, n = _walk_keys(
                 b_acc, b_p, b_max, b_sum, n, stop - 1, inner_stop, s_q, keys, values, o_m, tile,
-                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
+                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, CUBIC, True,
             )  # fmt: skip
         b_acc, b_p, b_max, b_sum, n = _walk_keys(
             b_acc, b_p, b_max, b_sum, n, inner_stop, inner_start, s_q, keys, values, o_m, tile,
-            problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, False,
+            problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, CUBIC, False,
         )  # fmt: skip
         if WINDOW:
             b_acc, b_p, b_max, b_sum, n = _walk_keys(
                 b_acc, b_p, b_max, b_sum, n, inner_start, start, s_q, keys, values, o_m, tile,
-                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
+                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, CUBIC, True,
             )  # fmt: skip
         release(queries, i_q)
         wait_full(values, n)
@@ -346,8 +252,8 @@ def _consume(
 
         # The next tile's first scores; past the last tile they are formed from whatever is there, never read.
         if turn + 1 < turns:
-            tile = _tile(turn + 1, problem, BLOCK_M, BLOCK_N, CAUSAL)
-            start, stop = _own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
+            tile = tile_of(turn + 1, problem, BLOCK_M, BLOCK_N, CAUSAL)
+            start, stop = own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
             i_q += CONSUMERS
             wait_full(queries, i_q)
             n = _skip(keys, values, n, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
@@ -379,21 +285,21 @@ def _consume(
     tma.store_wait(0)
 
 
-SIZES = ["queries", "keys", "heads", "group", "batch", "together", "window"]
+SIZES = ["queries", "keys", "heads", "group", "batch", "paired", "window"]
 
 
 @gluon.jit(do_not_specialize=SIZES)  # one compiled kernel serves all lengths
 def attention_forward_kernel(
     d_q, d_k, d_v, d_out, lse, starts, sinks,
-    queries, keys, heads, group, batch, together, window, score_scale, cap,
+    queries, keys, heads, group, batch, paired, window, score_scale, cap,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, SLOTS: gl.constexpr,
-    CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
+    CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr, CUBIC: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     problem = Problem(
-        queries, keys, heads, group, batch, together, window, starts, lse, sinks, score_scale, cap
+        queries, keys, heads, group, batch, paired, window, starts, lse, sinks, score_scale, cap
     )
-    queries = allocate_ring(d_q, CONSUMERS, 1)
+    queries = allocate_ring(d_q, 2 * CONSUMERS, 1)
     keys = allocate_ring(d_k, SLOTS, CONSUMERS)
     values = allocate_ring(d_v, SLOTS, CONSUMERS)
     s_out = allocate_tiles(d_out, CONSUMERS)
@@ -401,8 +307,8 @@ def attention_forward_kernel(
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
                 (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 1],
@@ -411,9 +317,9 @@ def attention_forward_kernel(
     else:
         gl.warp_specialize(
             [
-                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
-                (_consume, (d_out, s_out, queries, keys, values, problem, 2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
+                (_consume, (d_out, s_out, queries, keys, values, problem, 2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
                 (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 4, 1],
@@ -429,7 +335,7 @@ class ForwardShape(NamedTuple):
     block_n: int
     slots: int
     ping_pong: bool = False
-    together: int = 33
+    cubic: int = 0
 
 
 # Of the 65,536 registers of a multiprocessor: what a launch gives each thread, and what consumers and the
@@ -448,6 +354,7 @@ def forward_launch(
     shape = shape or forward_shape(call.head_dim)
     registers, consumer_registers, producer_registers = REGISTERS[shape.consumers]
     tiles = triton.cdiv(call.queries, ROWS.value * shape.consumers) * call.heads * call.batch
+    programs = min(tiles, multiprocessors(call.q_BTHD.device))
     rule = call.rule()
     arguments = {
         "d_q": row_tiles(call.q_BTHD, ROWS.value),
@@ -462,7 +369,7 @@ def forward_launch(
         "heads": call.heads,
         "group": call.heads // call.k_BSKD.shape[2],
         "batch": call.batch,
-        "together": shape.together,
+        "paired": int(call.causal and call.window is None and tiles > programs),
         "window": call.window,
         "score_scale": rule.score_scale,
         "cap": rule.cap,
@@ -472,8 +379,8 @@ def forward_launch(
         "CAUSAL": call.causal,
         "RAGGED": call.keys % shape.block_n != 0,
         "PING_PONG": shape.ping_pong,
+        "CUBIC": shape.cubic,
         "CONSUMER_REGISTERS": consumer_registers,
         "PRODUCER_REGISTERS": producer_registers,
     }
-    programs = min(tiles, multiprocessors(call.q_BTHD.device))
     return Launch(attention_forward_kernel, (programs,), arguments, num_warps=4, max_registers=registers)

@@ -35,25 +35,29 @@ def row_tiles(tensor_BTHD: Tensor, rows: int) -> Any:
 
     Rows past the end read as 0 and are not written. `obstacle_of` tells which tensors have a descriptor.
     """
-    block = (1, rows, 1, tensor_BTHD.shape[3])
+    shape, strides = tensor_BTHD.shape, tensor_BTHD.stride()
+    block = (1, rows, 1, shape[3])
+    # The class checks everything again in its constructor, which costs more than the launch: pass it by.
+    tiles = object.__new__(TensorDescriptor)
+    tiles.base = tensor_BTHD
+    tiles.shape = list(shape)
     # The stride of an axis of one element may be anything, but the copy engine wants multiples of 16 bytes.
-    strides = [
-        stride if size > 1 else 16
-        for size, stride in zip(tensor_BTHD.shape[:3], tensor_BTHD.stride()[:3], strict=True)
-    ]
-    layout = _tile_layout(block, tensor_BTHD.dtype)
-    return TensorDescriptor(tensor_BTHD, list(tensor_BTHD.shape), [*strides, 1], list(block), layout)
+    tiles.strides = [stride if size > 1 else 16 for size, stride in zip(shape[:3], strides, strict=False)] + [1]
+    tiles.block_shape = list(block)
+    tiles.layout = _tile_layout(block, tensor_BTHD.dtype)
+    return tiles
 
 
 def obstacle_of(name: str, tensor_BTHD: Tensor) -> str | None:
     """Why the copy engine cannot read or write this tensor; None if it can."""
     step = 16 // tensor_BTHD.element_size()
     *outer, last = tensor_BTHD.stride()
+    axes = list(zip(tensor_BTHD.shape[:3], outer, strict=True))
     if tensor_BTHD.data_ptr() % 16:
         return f"{name} does not start at a multiple of 16 bytes"
     if last != 1:
         return f"the head dim of {name} is not contiguous"
-    if any(size > 1 and (stride % step or stride <= 0) for size, stride in zip(tensor_BTHD.shape, outer)):
+    if any(size > 1 and (stride % step or stride <= 0) for size, stride in axes):
         return f"the strides {tuple(tensor_BTHD.stride())} of {name} are not positive multiples of 16 bytes"
     return None
 
@@ -122,7 +126,7 @@ def release(ring, n):
 
 @gluon.jit
 def turn_wait(who: gl.constexpr):
-    """Wait for the turn of warpgroup ``who``: a named barrier of its 128 threads and those that give the turn."""
+    """Wait for the turn of warpgroup ``who``: a named barrier of it and the giver."""
     gl.inline_asm_elementwise(
         "bar.sync $1, 256; mov.b32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32,
         is_pure=False, pack=1,
