@@ -11,10 +11,13 @@ device, versions of torch and Triton, and kernel sources.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -93,19 +96,36 @@ def obstacle(resources: CompiledResources, shared_memory_limit: int, spill_limit
     return None
 
 
+Job = tuple[Problem, str, Tiles, int]  # one kernel's tiles, and the capability to compile for
+
+
+def compile_job(job: Job) -> CompiledResources:
+    """Compile on any machine, nothing is run; Triton's cache keeps the result."""
+    problem, kernel, tiles, capability = job
+    return compile_launch(problem.launch(kernel, tiles, problem.tensors("meta"), capability), capability)
+
+
+def compile_jobs(jobs: Sequence[Job], processes: int) -> list[CompiledResources]:
+    """:func:`compile_job` of each, in fresh processes side by side."""
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(compile_job, jobs))
+
+
 def tune(
     problem: Problem,
     *,
     kernels: Sequence[str] = KERNELS,
+    processes: int = 4,
     among: Callable[[str, int, int], list[Tiles]] = candidates,
     say: Callable[[str], None] = print,
 ) -> dict[str, Tiles]:
     """Measure on the current CUDA device and return, by kernel, the fastest eligible tiles.
 
     The shipped tiles stay unless a candidate is at least 2% faster. Results that differ from theirs by more
-    than rounding disqualify a candidate. Takes a few seconds a candidate; nothing is written.
+    than rounding disqualify a candidate. Compiling takes a few seconds a candidate; nothing is written.
 
     Args:
+        processes: how many compile at once.
         among: which tiles to try, by kernel, head dim and element size in bytes.
         say: called with a line a candidate.
 
@@ -120,21 +140,24 @@ def tune(
     major, minor = torch.cuda.get_device_capability()
     capability, limit = 10 * major + minor, shared_memory_limit()
     torch.manual_seed(0)
-    tensors, shapes = problem.tensors("cuda"), problem.tensors("meta")
+    tensors = problem.tensors("cuda")
     size = tensors[0].element_size()
     best = {name: shipped_tiles(name, problem.head_dim, size, capability) for name in KERNELS}
+    tried = {
+        name: list(dict.fromkeys([best[name], *among(name, problem.head_dim, size)])) for name in kernels
+    }
+    jobs = [(problem, name, tiles, capability) for name in kernels for tiles in tried[name]]
+    say(f"compiling {len(jobs)} candidates, {processes} at a time")
+    compiled = dict(zip(jobs, compile_jobs(jobs, processes), strict=True))
     # The gradients read what the forward and the row sums leave.
     for name in ("forward", "delta"):
         problem.launch(name, best["forward"], tensors, capability).run()
     for kernel in kernels:
         shipped = best[kernel]
-        allowed = compile_launch(
-            problem.launch(kernel, shipped, shapes, capability), capability
-        ).spill_store_bytes
+        allowed = compiled[problem, kernel, shipped, capability].spill_store_bytes
         eligible: dict[Tiles, Launch] = {}
-        for tiles in dict.fromkeys([shipped, *among(kernel, problem.head_dim, size)]):
-            compiled = compile_launch(problem.launch(kernel, tiles, shapes, capability), capability)
-            fault = obstacle(compiled, limit, allowed)
+        for tiles in tried[kernel]:
+            fault = obstacle(compiled[problem, kernel, tiles, capability], limit, allowed)
             if fault is None:
                 eligible[tiles] = problem.launch(kernel, tiles, tensors, capability)
             else:
@@ -249,27 +272,25 @@ def read_cache(where: str) -> dict[tuple[str, int, int], Tiles]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Tune one shape on this device and add it to the cache."""
+    """Tune head dims on this device and add them to the cache."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m lit_eff.kernels.attention.tuning", description=__doc__)
-    parser.add_argument("--head-dim", type=int, required=True)
+    parser.add_argument("--head-dim", type=int, nargs="+", required=True)
     parser.add_argument("--length", type=int, default=4096, help="tokens a row")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--full", action="store_true", help="not causal")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="compile so many at once")
     options = parser.parse_args(argv)
-    problem = Problem(
-        options.batch,
-        options.length,
-        options.heads,
-        options.head_dim,
-        getattr(torch, options.dtype),
-        not options.full,
-    )
-    tiles = tune(problem)
-    print(f"wrote {write_cache(problem, tiles)}; {OPT_IN}=1 switches it on")
+    sizes = (options.batch, options.length, options.heads)
+    for head_dim in options.head_dim:
+        problem = Problem(*sizes, head_dim, getattr(torch, options.dtype), not options.full)
+        tiles = tune(problem, processes=options.processes, say=partial(print, f"dim {head_dim}:", flush=True))
+        for kernel, each in tiles.items():
+            print(f"dim {head_dim}: {kernel} takes {_words(each)}")
+        print(f"wrote {write_cache(problem, tiles)}; {OPT_IN}=1 switches it on", flush=True)
     return 0
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,15 @@ from lit_eff.kernels.attention import tiles as tiles_module
 from lit_eff.kernels.attention import tuning
 from lit_eff.kernels.attention.tile_table import TABLE
 from lit_eff.kernels.attention.tiles import OPT_IN, Tiles, forward_tiles, shipped_tiles, use_tiles
-from lit_eff.kernels.attention.tuning import Problem, candidates, obstacle, read_cache, tune, write_cache
+from lit_eff.kernels.attention.tuning import (
+    Problem,
+    candidates,
+    compile_jobs,
+    obstacle,
+    read_cache,
+    tune,
+    write_cache,
+)
 from lit_eff.profiling.compiled import CompiledResources
 from lit_eff.profiling.devices import get_device
 
@@ -30,34 +35,24 @@ ROWS = [
     for (capability, size), rows in families.items()
     for head_dim in rows
 ]
-PROGRAM = """
-import dataclasses, json, sys, torch
-from lit_eff.kernels.attention.tiles import Tiles
-from lit_eff.kernels.attention.tuning import Problem
-from lit_eff.profiling.compiled import compile_launch
-for kernel, capability, size, head_dim, tiles in json.loads(sys.argv[1]):
-    problem = Problem(4, 1024, 16, head_dim, {2: torch.bfloat16, 4: torch.float32}[size])
-    launch = problem.launch(kernel, Tiles(*tiles), problem.tensors("meta"), capability)
-    print(json.dumps(dataclasses.asdict(compile_launch(launch, capability))))
-"""
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
-def compile_all(wanted: list[tuple[Any, ...]], cache: Path) -> list[CompiledResources]:
-    """In another process: this one runs the interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(wanted)],
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
+def compile_all(wanted: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> list[CompiledResources]:
+    """In other processes: this one runs the interpreter."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    return compile_jobs(
+        [
+            (Problem(4, 1024, 16, head_dim, DTYPES[size]), kernel, Tiles(*tiles), capability)
+            for kernel, capability, size, head_dim, tiles in wanted
+        ],
+        processes=1,
     )
-    assert done.returncode == 0, done.stderr
-    return [CompiledResources(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def check(rows: list[tuple[str, int, int, int]], cache: Path) -> None:
+def check(rows: list[tuple[str, int, int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [(*row, TABLE[row[0]][row[1], row[2]][row[3]]) for row in rows]
-    for row, compiled in zip(rows, compile_all(wanted, cache), strict=True):
+    for row, compiled in zip(rows, compile_all(wanted, monkeypatch), strict=True):
         kernel, capability, size, head_dim = row
         spills = 1000 if (kernel, size, head_dim) in SPILLING else 0
         assert obstacle(compiled, LIMITS[capability], spills) is None, row
@@ -74,28 +69,28 @@ def test_table_has_a_row_for_everything() -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_usual_rows_fit_without_spills(capability: int, tmp_path: Path) -> None:
-    check([row for row in ROWS if row[1:3] == (capability, 2) and row[3] <= 128], tmp_path)
+def test_usual_rows_fit_without_spills(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check([row for row in ROWS if row[1:3] == (capability, 2) and row[3] <= 128], monkeypatch)
 
 
 @pytest.mark.slow
-def test_every_other_row_fits(tmp_path: Path) -> None:
-    check([row for row in ROWS if row[2] == 4 or row[3] > 128], tmp_path)
+def test_every_other_row_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    check([row for row in ROWS if row[2] == 4 or row[3] > 128], monkeypatch)
 
 
 @pytest.mark.slow
-def test_narrow_heads_take_the_row_of_64(tmp_path: Path) -> None:
+def test_narrow_heads_take_the_row_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [(*row[:3], 16, TABLE[row[0]][row[1], row[2]][64]) for row in ROWS if row[2:] == (2, 64)]
-    for compiled in compile_all(wanted, tmp_path):
+    for compiled in compile_all(wanted, monkeypatch):
         assert obstacle(compiled, LIMITS[compiled.capability], 0) is None
 
 
-def test_what_does_not_fit_is_not_eligible(tmp_path: Path) -> None:
-    too_large = ("forward", 80, 2, 256, (128, 128, 8, 2))
-    spilling = ("key_gradient", 80, 2, 128, (128, 128, 4, 1))
-    large, spilled = compile_all([too_large, spilling], tmp_path)
+def test_what_does_not_fit_is_not_eligible(monkeypatch: pytest.MonkeyPatch) -> None:
+    (large,) = compile_all([("forward", 80, 2, 128, (128, 128, 8, 3))], monkeypatch)
     assert "shared memory, the device has 101,376" in str(obstacle(large, LIMITS[80], 10**6))
-    assert "registers spilled" in str(obstacle(spilled, 10**6, 0))
+    spilled = replace(large, shared_memory_bytes=1000, spill_store_bytes=8)
+    assert obstacle(spilled, LIMITS[80], 0) == "8 B of registers spilled a thread, at most 0 may be"
+    assert obstacle(spilled, LIMITS[80], 8) is None
 
 
 @pytest.mark.parametrize("kernel", list(TABLE))
