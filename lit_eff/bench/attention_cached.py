@@ -84,6 +84,7 @@ class CachedCell:
         shape = (self.rotations, self.batch, self.slots, KV_HEADS, HEAD_DIM)
         return q_BTHD, torch.randn(shape, **options), torch.randn(shape, **options)
 
+    @torch.inference_mode()
     def warm(self) -> None:
         """Compile whatever the contenders compile."""
         q_BTHD, k_RBSKD, v_RBSKD = self.tensors()

@@ -83,9 +83,12 @@ def sdpa(backend: SDPBackend, *, causal: bool = False, mask: Tensor | None = Non
 
 @functools.cache
 def compiled_flex() -> Callable[..., Tensor]:
+    from torch._dynamo import config as tracing
+    from torch._functorch import config as differentiation
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.config.recompile_limit = 256  # one compiled kernel a shape is what this benchmark wants
+    tracing.recompile_limit = 256  # one compiled kernel a shape is what this benchmark wants
+    differentiation.donated_buffer = False  # the same backward is to run again and again
     return torch.compile(flex_attention, dynamic=False)
 
 
