@@ -99,19 +99,18 @@ def attention_forward_kernel(
     if sinks is not None:  # as if each query had already seen one key of this score, whose value is zero
         b_sum += 1.0
         b_max = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + i_h) * 1.4426950408889634  # log2 e
-    if rule.window is not None or documents is not None:
-        b_acc, b_sum, b_max = _walk_keys(
-            b_acc, b_sum, b_max, b_q, k, v, o_m, b_document, start, tl.minimum(inner_start, stop),
-            head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
-        )  # fmt: skip
     b_acc, b_sum, b_max = _walk_keys(
         b_acc, b_sum, b_max, b_q, k, v, o_m, b_document, inner_start, inner_stop,
         head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, False,
     )  # fmt: skip
-    b_acc, b_sum, b_max = _walk_keys(
-        b_acc, b_sum, b_max, b_q, k, v, o_m, b_document, inner_stop, stop,
-        head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
-    )  # fmt: skip
+    # Then what needs masks: after the inner blocks, and before them where a window or a document starts.
+    EDGES: tl.constexpr = 1 if rule.window is None and documents is None else 2
+    for edge in tl.range(0, EDGES):
+        b_acc, b_sum, b_max = _walk_keys(
+            b_acc, b_sum, b_max, b_q, k, v, o_m, b_document,
+            tl.where(edge == 0, inner_stop, start), tl.where(edge == 0, stop, tl.minimum(inner_start, stop)),
+            head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
+        )  # fmt: skip
 
     # A query that saw nothing has a maximum of -inf and a sum of 0, divided as 1: output 0, log-sum-exp -inf.
     b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)

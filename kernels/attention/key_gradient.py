@@ -94,6 +94,8 @@ def attention_key_gradient_kernel(
     start, inner_start, inner_stop, stop = query_range(first, row, rule, documents, BLOCK_M, BLOCK_N, CAUSAL)
     b_dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     b_dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    # What needs masks: before the inner blocks if causal, after them too where a window or a document ends.
+    EDGES: tl.constexpr = (1 if CAUSAL else 0) if rule.window is None and documents is None else 2
     for i_group in tl.range(0, sizes.group):
         i_h = i_kv * sizes.group + i_group
         head = head_of(row, rule, i_h)
@@ -101,21 +103,16 @@ def attention_key_gradient_kernel(
         dout_head = rows_of(dout, i_b, i_h, row.first_query)
         p_lse = statistic_of(lse, i_b, i_h, row.first_query)
         p_delta = statistic_of(delta, i_b, i_h, row.first_query)
-        if CAUSAL or rule.window is not None or documents is not None:
-            b_dk, b_dv = _walk_queries(
-                b_dk, b_dv, b_k, b_v, q_head, dout_head, p_lse, p_delta, o_n, b_key_document,
-                start, tl.minimum(inner_start, stop), head, rule, documents,
-                HEAD_DIM, BLOCK_D, BLOCK_M, CAUSAL, ROUNDS, True,
-            )  # fmt: skip
         b_dk, b_dv = _walk_queries(
             b_dk, b_dv, b_k, b_v, q_head, dout_head, p_lse, p_delta, o_n, b_key_document,
             inner_start, inner_stop, head, rule, documents,
             HEAD_DIM, BLOCK_D, BLOCK_M, CAUSAL, ROUNDS, False,
         )  # fmt: skip
-        if rule.window is not None or documents is not None:
+        for edge in tl.range(0, EDGES):
             b_dk, b_dv = _walk_queries(
                 b_dk, b_dv, b_k, b_v, q_head, dout_head, p_lse, p_delta, o_n, b_key_document,
-                inner_stop, stop, head, rule, documents,
+                tl.where(edge == 0, start, inner_stop),
+                tl.where(edge == 0, tl.minimum(inner_start, stop), stop), head, rule, documents,
                 HEAD_DIM, BLOCK_D, BLOCK_M, CAUSAL, ROUNDS, True,
             )  # fmt: skip
     dk_head = rows_of(dk, i_b, i_kv, row.first_key)

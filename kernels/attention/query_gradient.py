@@ -97,19 +97,18 @@ def attention_query_gradient_kernel(
     b_delta = tl.load(p_delta + o_m, mask=o_m < head.queries, other=0.0)
     start, inner_start, inner_stop, stop = key_range(first, head, rule, documents, BLOCK_M, BLOCK_N, CAUSAL)
     b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if rule.window is not None or documents is not None:
-        b_dq = _walk_keys(
-            b_dq, b_q, b_dout, b_lse, b_delta, k, v, o_m, b_document, start, tl.minimum(inner_start, stop),
-            head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
-        )  # fmt: skip
     b_dq = _walk_keys(
         b_dq, b_q, b_dout, b_lse, b_delta, k, v, o_m, b_document, inner_start, inner_stop,
         head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, False,
     )  # fmt: skip
-    b_dq = _walk_keys(
-        b_dq, b_q, b_dout, b_lse, b_delta, k, v, o_m, b_document, inner_stop, stop,
-        head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
-    )  # fmt: skip
+    # Then what needs masks: after the inner blocks, and before them where a window or a document starts.
+    EDGES: tl.constexpr = 1 if rule.window is None and documents is None else 2
+    for edge in tl.range(0, EDGES):
+        b_dq = _walk_keys(
+            b_dq, b_q, b_dout, b_lse, b_delta, k, v, o_m, b_document,
+            tl.where(edge == 0, inner_stop, start), tl.where(edge == 0, stop, tl.minimum(inner_start, stop)),
+            head, rule, documents, HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, ROUNDS, True,
+        )  # fmt: skip
     dq = rows_of(dq, i_b, i_h, row.first_query)
     store_rows(dq, b_dq * scale, first, head.queries, HEAD_DIM, BLOCK_M, BLOCK_D)
 
