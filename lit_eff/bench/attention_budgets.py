@@ -17,7 +17,11 @@ PAGE_SIZE = 64
 
 @dataclass(frozen=True)
 class Budget:
-    """One form of the kernels for one target. A default one may not spill; any must fit shared memory."""
+    """One form of the kernels for one target. Any must fit shared memory; a default one may not spill.
+
+    Default: half precision, the usual head dims, and the kernels that the target takes by itself, which on sm_90
+    are Hopper's and not the portable ones.
+    """
 
     kernels: str  # portable, hopper or cache
     capability: int
@@ -32,7 +36,8 @@ class Budget:
 
     @property
     def is_default(self) -> bool:
-        return self.head_dim in DEFAULT_HEAD_DIMS and self.dtype != "float32"
+        usual = self.head_dim in DEFAULT_HEAD_DIMS and self.dtype != "float32"
+        return usual and (self.kernels, self.capability) != ("portable", 90)
 
 
 def budgets() -> list[Budget]:
