@@ -178,7 +178,8 @@ def attention_varlen(
         cu_seqlens_q, cu_seqlens_k: int32 or int64, (B + 1,): 0, then where each sequence ends; the last
             number is N (M). On the device, or on the CPU, from where they are checked and copied.
         max_seqlen_q, max_seqlen_k: lengths that no sequence exceeds; only their blocks are launched. Without
-            them, and with lengths on a GPU, the greatest ones are read back, for which the host waits.
+            them, and with lengths on a GPU, the greatest ones are read back, for which the host waits (and
+            which torch.compile cannot trace).
         check_lengths: read lengths on a GPU too and check that they fit, for which the host waits. (Unchecked
             ones that do not fit read and write out of bounds, or leave rows unwritten.)
 
@@ -226,10 +227,15 @@ def explain(
     Raises:
         UserError: what the call itself would raise.
     """
-    if len(cu_seqlens) == 2:
+    if options.get("seed") is None:
+        options["seed"] = 0  # none is drawn
+    if cu_seqlens:
+        cu_seqlens_q, cu_seqlens_k = cu_seqlens
         longest = options.pop("max_seqlen_q", None), options.pop("max_seqlen_k", None)
         check = options.pop("check_lengths", False)
-        tensors, arguments = _packed_arguments((q, k, v), cu_seqlens, longest, check, **options)
+        tensors, arguments = _packed_arguments(
+            (q, k, v), (cu_seqlens_q, cu_seqlens_k), longest, check, **options
+        )
     else:
         tensors, arguments = _row_arguments((q, k, v), **options)
     path = _path_without_kernels(tensors[0], arguments, return_lse)

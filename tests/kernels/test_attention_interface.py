@@ -113,6 +113,9 @@ def test_a_cpu_call_takes_torchs_attention_and_says_so() -> None:
 @pytest.mark.usefixtures("interpreter")
 def test_explain_names_the_interpreter() -> None:
     assert explain(Q, K, K, causal=True).name == "interpreter"
+    state = torch.get_rng_state()
+    assert explain(Q, K, K, dropout_p=0.5).name == "interpreter"
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn
     cu = torch.tensor([0, 5])
     assert explain(Q[0], K[0, :5], K[0, :5], cu, cu).name == "interpreter"
 
