@@ -1,12 +1,12 @@
 """Attention: a plain PyTorch reference, Triton forward and backward kernels, and the model of their HBM
 traffic.
 
-Start at `interface`, the public functions, and `reference`, the definition (with `dropout`). `paths` says which
-implementation a call takes: the portable kernels (`forward`, `backward` with `key_gradient` and
-`query_gradient`, over the pieces in `blocks` and the grouped arguments in `arguments`; `documents` finds what
-packed rows may skip), those of `hopper`, or `cpu`. `operator` makes them PyTorch operators. `with_cache`
-decodes and verifies, `standard` is the baseline. `tiles` are the block sizes, `io_model` the papers' formulas,
-`traffic_model` the exact bytes of these kernels, `traffic` the count beside the formula.
+Start at `interface`, the public functions, and `reference`, the definition (with `dropout`). `paths` says
+which implementation a call takes: the portable kernels (`forward`, `backward` with `key_gradient` and
+`query_gradient`, over the pieces in `blocks` and the grouped arguments in `arguments`; `documents` finds
+what packed rows may skip), those of `hopper`, or `cpu`. `operator` makes them PyTorch operators.
+`with_cache` decodes and verifies, `standard` is the baseline. `tiles` are the block sizes, `io_model` the
+papers' formulas, `traffic_model` the exact bytes of these kernels, `traffic` the count beside the formula.
 """
 
 from lit_eff.kernels.attention.interface import Support, attention, attention_varlen, explain, supports
