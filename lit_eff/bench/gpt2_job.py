@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_eff.errors import require
+from lit_eff.kernels.attention import explain
+from lit_eff.models.hf_attention import NAME, register_attention
 
 LEARNING_RATE, WARMUP_STEPS = 6e-4, 20
 # Fused attention by the names of its kernels: ours, FlashAttention, cuDNN, memory-efficient. Kernels that the
@@ -68,9 +70,7 @@ def register(attention: str) -> None:
     """Make transformers know ``attention``: eager and sdpa are its own."""
     from transformers import AttentionInterface
 
-    from lit_eff.models.hf_attention import register_attention
-
-    if attention == "lit_eff":
+    if attention == NAME:
         register_attention()
     AttentionInterface.register("sdpa_unmasked", attend_unmasked)
     AttentionInterface.register("none", attend_not)
@@ -136,10 +136,20 @@ class TrainingJob:
         breaks = torch._dynamo.utils.counters["graph_break"]
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return {
+            "attention_path": self._path(),
             "graph_breaks": sum(breaks.values()) if self.compiled else None,
             "parameters": parameters,
             "flops_per_token": self.size.flops_per_token(parameters),
         }
+
+    def _path(self) -> str | None:
+        """Which of our kernels run, and why; None where the attention is not ours."""
+        if self.model.config._attn_implementation != NAME:
+            return None
+        size = self.size
+        shape = (size.batch, size.length, size.heads, size.width // size.heads)
+        q_BTHD = torch.empty(shape, dtype=self.precision, device=self.device)
+        return str(explain(q_BTHD, q_BTHD, q_BTHD, causal=True, backward=True))
 
     def time(self, steps: int) -> dict[str, Any]:
         """Milliseconds a step, after one that is not timed, and the greatest memory in use meanwhile."""
