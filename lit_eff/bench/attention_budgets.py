@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_eff.bench.attention_check import Outcome
+from lit_eff.bench.attention_rule import Outcome
 from lit_eff.profiling.launch import Launch
 
 # Capability and the card whose shared memory the tiles must fit: sm_80 tiles serve the Ada cards too.
@@ -19,8 +19,8 @@ PAGE_SIZE = 64
 class Budget:
     """One form of the kernels for one target. Any must fit shared memory; a default one may not spill.
 
-    Default: half precision, the usual head dims, and the kernels that the target takes by itself, which on sm_90
-    are Hopper's and not the portable ones.
+    Default: half precision, the usual head dims, and the kernels that a target takes by itself: on sm_90
+    those for Hopper, elsewhere the portable ones.
     """
 
     kernels: str  # portable, hopper or cache

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from lit_eff.bench.attention_budgets import Budget, budgets, check_budget
 from lit_eff.bench.attention_cached_cases import cached_cases
 from lit_eff.bench.attention_cases import cases
-from lit_eff.bench.attention_check import Case, Outcome, check, covering
+from lit_eff.bench.attention_rule import Case, Outcome, check, covering
 from lit_eff.bench.progress import progress
 from lit_eff.errors import UserError
 

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from lit_eff.bench import attention_check
+from lit_eff.bench import attention_rule
 from lit_eff.bench.attention_cached_cases import cached_cases
 from lit_eff.bench.attention_cases import DTYPES, FEATURES, GROUPS, HEAD_DIMS, cases, random_tree
-from lit_eff.bench.attention_check import Outcome, check, compare, covering
+from lit_eff.bench.attention_rule import Outcome, check, compare, covering
 
 
 def test_there_are_enough_and_each_is_one_of_a_kind() -> None:
@@ -96,8 +96,8 @@ def test_a_broken_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nondeterminism_is_found() -> None:
     x = torch.tensor([1.0, math.nan])
-    assert attention_check.same_bits([x], [x.clone()])
-    assert not attention_check.same_bits([torch.tensor([0.0])], [torch.tensor([-0.0])])
+    assert attention_rule.same_bits([x], [x.clone()])
+    assert not attention_rule.same_bits([torch.tensor([0.0])], [torch.tensor([-0.0])])
 
 
 def test_a_few_cases_cover_the_features() -> None:
