@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -67,8 +67,13 @@ def jobs_here(texts: Sequence[str]) -> list[Job]:
     return found
 
 
-def run_jobs(found: Sequence[Job], processes: int) -> list[Outcome]:
-    """All outcomes, in the order of the jobs. A worker that dies is a fault of every job then unfinished."""
+def run_jobs(
+    found: Sequence[Job], processes: int, tell: Callable[[Outcome], None] = lambda _: None
+) -> list[Outcome]:
+    """All outcomes, in the order of the jobs; ``tell`` hears each as it comes.
+
+    A worker that dies is a fault of every job then unfinished.
+    """
     outcomes: dict[int, Outcome] = {}
     with progress("checking", len(found)) as advance:
         # Budgets compile, so their workers may not interpret.
@@ -93,6 +98,7 @@ def run_jobs(found: Sequence[Job], processes: int) -> list[Outcome]:
                         outcomes[index] = future.result()
                     except BrokenProcessPool:
                         outcomes[index] = Outcome(found[index].name, ("its process, or one beside it, died",))
+                    tell(outcomes[index])
                     advance()
     return [outcomes[index] for index in range(len(found))]
 
@@ -107,10 +113,8 @@ def _start_worker(interpret: str) -> None:
 def run_checks(texts: Sequence[str], processes: int) -> int:
     """Run, print and return the exit code: 1 if anything failed."""
     found = jobs_here(texts)
-    outcomes = run_jobs(found, processes)
+    outcomes = run_jobs(found, processes, _print_failure)
     failed = [each for each in outcomes if each.faults]
-    for each in failed:
-        print(f"FAILED {each.name}: {'; '.join(each.faults)}")
     devices = {job.device for job in found if not isinstance(job.what, Budget)}
     where = "on the GPU" if "cuda" in devices else "in Triton's interpreter" if devices else "compiled"
     compiled = sum(isinstance(job.what, Budget) for job in found)
@@ -119,3 +123,8 @@ def run_checks(texts: Sequence[str], processes: int) -> int:
         f"{passed}: {len(outcomes) - compiled} cases {where}, {compiled} budgets compiled for sm_80 and sm_90"
     )
     return int(bool(failed))
+
+
+def _print_failure(outcome: Outcome) -> None:
+    if outcome.faults:
+        print(f"FAILED {outcome.name}: {'; '.join(outcome.faults)}", flush=True)

@@ -142,9 +142,12 @@ def test_checks_tell_what_failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     seen = []
 
-    def pretend(jobs: list[Any], processes: int) -> list[Outcome]:
+    def pretend(jobs: list[Any], processes: int, tell: Callable[[Outcome], None]) -> list[Outcome]:
         seen.append((len(jobs), processes))
-        return [Outcome(jobs[0].name, ("dq is off by 1.0",)), *(Outcome(job.name) for job in jobs[1:])]
+        outcomes = [Outcome(job.name, ("dq is off by 1.0",) if job is jobs[0] else ()) for job in jobs]
+        for each in outcomes:
+            tell(each)
+        return outcomes
 
     monkeypatch.setattr(attention_checks, "run_jobs", pretend)
     assert (
