@@ -67,9 +67,8 @@ def compile_all(requests: list[dict[str, Any]], cache: Path) -> list[dict[str, A
 def test_usual_forms_fit_and_hardly_spill(capability: int, tmp_path: Path) -> None:
     forms: list[dict[str, Any]] = [
         {"batch": 1, "queries": 1},
-        {},
-        {"batch": 64, "slots": 2048},
-        {"page": 16},
+        {"batch": 12},
+        {"batch": 64, "slots": 4096, "page": 16},
         {"head_dim": 64},
     ]
     compiled = compile_all([{**form, "capability": capability} for form in forms], tmp_path)

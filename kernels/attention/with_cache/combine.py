@@ -118,7 +118,7 @@ def cache_combine_kernel(
                 )
                 b_part_max = tl.load(p_max + i_part, mask=m_part, other=float("-inf"))
                 b_part_sum = tl.load(p_sum + i_part, mask=m_part, other=0.0)
-                loaded += ((b_part, b_part_max, b_part_sum),)
+                loaded += ((b_part, b_part_max, b_part_sum),)  # type: ignore[assignment]
             for i in tl.static_range(ROUND):
                 if UNIT == SEGMENT:
                     b_acc, b_max, b_sum = fold(b_acc, b_max, b_sum, loaded[i][0], loaded[i][1], loaded[i][2])

@@ -103,13 +103,15 @@ def _split_tile(
     programs = 1 if whole else -(-len(units) // max(-(-len(units) // share.runs), 1))
     reads["q"] += share.runs * len(own) * row
     if shape.tree:
-        reads["tree"] += programs * there * shape.queries
+        ends = (_steps(slots, tiles, share, unit) for unit in units)
+        reached = sum(len(steps) > 0 and steps[-1] + tiles.block_n > shape.lengths[b] for steps in ends)
+        reads["tree"] += reached * there * shape.queries
     if shape.alibi:
         reads["alibi"] += programs * there * STATISTIC_BYTES
     reads["k"] += len(slots) * row
     reads["v"] += len(slots) * row
     if shape.page_size:
-        entries = sum(sum(_page_entries(shape, slots, tiles, share, unit)) for unit in units)
+        entries = sum(sum(_page_entries(shape, slots, tiles, share, b, unit)) for unit in units)
         reads["page_table"] += entries * shape.page_bytes
     if not whole:
         _partials(writes, shape, len(units) * there)
@@ -129,14 +131,22 @@ def _unit_slots(tiles: CacheTiles, share: Deal) -> int:
     return tiles.chunk if share.unit is Unit.CHUNK else tiles.segment
 
 
-def _page_entries(
-    shape: CacheShape, slots: range, tiles: CacheTiles, share: Deal, unit: int
-) -> Iterator[int]:
-    """Entries asked for before a unit's first step, and during each step for the next."""
+def _steps(slots: range, tiles: CacheTiles, share: Deal, unit: int) -> range:
+    """First slots of the steps through one unit."""
     size, step = _unit_slots(tiles, share), tiles.block_n
-    start = max(unit * size, slots.start // step * step)
-    steps = range(start, min((unit + 1) * size, slots.stop), step)
-    for n in (start, *(n + step for n in steps)):
+    return range(max(unit * size, slots.start // step * step), min((unit + 1) * size, slots.stop), step)
+
+
+def _page_entries(
+    shape: CacheShape, slots: range, tiles: CacheTiles, share: Deal, b: int, unit: int
+) -> Iterator[int]:
+    """Entries asked for before each loop over steps, and during each step for the next."""
+    step, steps = tiles.block_n, _steps(slots, tiles, share, unit)
+    places = [steps.start, *(n + step for n in steps)]
+    tree = max(shape.lengths[b] // step * step, steps.start)
+    if shape.tree and tree < steps.stop:
+        places.append(tree)
+    for n in places:
         ahead = max(min(step, slots.stop - n), 0)
         yield min(ahead, 1) if shape.page_size % step == 0 else ahead
 

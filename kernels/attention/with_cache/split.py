@@ -81,6 +81,63 @@ def nothing(ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def walk(
+    b_acc, b_max, b_sum, b_seg_acc, b_seg_max, b_seg_sum, b_q, o_slot, o_last, b_slope, b_tree,
+    p_k, p_v, p_page_table, stride_kb, stride_ks, stride_kd, stride_vb, stride_vs, stride_vd,
+    stride_table_p, n_start, n_stop, start, stop, length, window, score_scale, cap,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, UNIT: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOWED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """The steps from ``n_start`` within a unit: slots into the chunk, finished chunks into the segment."""
+    b_page = load_pages(p_page_table, n_start, stop, stride_table_p, PAGE_SIZE, BLOCK_N)
+    for n in tl.range(n_start, n_stop, BLOCK_N):
+        if UNIT != CHUNK:  # noqa: SIM102  (decided when compiling, the inner one when running)
+            if n % CHUNK == 0:
+                b_seg_acc, b_seg_max, b_seg_sum = fold(b_seg_acc, b_seg_max, b_seg_sum, b_acc, b_max, b_sum)
+                b_acc, b_max, b_sum = nothing(ROWS, BLOCK_D)
+        o_n = n + tl.arange(0, BLOCK_N)
+        # A slot that no query sees may hold anything: its value must be 0, for 0 * NaN is NaN.
+        m_slot = o_n < stop
+        if WINDOWED:
+            m_slot = m_slot & (o_n >= start)
+        b_k = load_slots(
+            p_k, b_page, n, m_slot, stride_kb, stride_ks, stride_kd, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE
+        )
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * score_scale
+        if SOFTCAP:
+            b_s = cap * tanh(b_s)
+        if b_slope is not None:
+            b_ahead = (o_n[None, :] - o_slot[:, None]).to(tl.float32)  # key minus query: at most 0
+            b_s = tl.fma(b_ahead, tl.broadcast_to(b_slope[:, None], b_s.shape), b_s)
+        # Every step is masked, also those that need not be: a second loop without masks could be
+        # compiled to other roundings, and which loop a step falls in depends on the row's neighbours.
+        m_sees = o_n[None, :] <= o_last[:, None]
+        if WINDOWED:
+            m_sees = m_sees & (o_n[None, :] > o_slot[:, None] - window)
+        b_s = tl.where(m_sees, b_s, float("-inf"))
+        if b_tree is not None:
+            o_u = o_n - length
+            o_bit = tl.minimum(tl.maximum(o_u, 0), 63)
+            b_granted = (b_tree[:, None] >> o_bit[None, :]) & 1
+            b_s = tl.where((b_granted != 0) | (o_u < 0)[None, :], b_s, float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
+        b_reference = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
+        b_p = tl.exp2(b_s - b_reference[:, None])
+        b_decay = tl.exp2(b_max - b_reference)
+        b_sum = tl.fma(b_sum, b_decay, tl.sum(b_p, 1))
+        b_acc = b_acc * b_decay[:, None]
+        b_v = load_slots(
+            p_v, b_page, n, m_slot, stride_vb, stride_vs, stride_vd, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE
+        )
+        b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
+        b_max = b_new_max
+        # The next step's pages are asked for one step before the keys that need them.
+        b_page = load_pages(p_page_table, n + BLOCK_N, stop, stride_table_p, PAGE_SIZE, BLOCK_N)
+    return b_acc, b_max, b_sum, b_seg_acc, b_seg_max, b_seg_sum
+
+
+@triton.jit
 def cache_split_kernel(
     p_q, p_k, p_v, p_page_table, p_tree, p_sinks, p_alibi, p_lengths, p_query_lengths,
     p_out, p_lse, p_partial, p_max, p_sum,
@@ -93,8 +150,6 @@ def cache_split_kernel(
     CHUNK: tl.constexpr, SEGMENT: tl.constexpr, UNIT: tl.constexpr, PAGE_SIZE: tl.constexpr,
     WINDOWED: tl.constexpr, SOFTCAP: tl.constexpr, WHOLE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:  # the combine kernel may take the place of programs that end
-        tl.extra.cuda.gdc_launch_dependents()
     tiles = tl.cdiv(queries * group, ROWS)
     # Neighbouring programs read the same keys, or the next head's, which lie beside them.
     i_tile = tl.program_id(0) % tiles
@@ -129,10 +184,9 @@ def cache_split_kernel(
             return
 
     m_row = o_last >= 0
+    b_slope = None
     if p_alibi is not None:
         b_slope = tl.load(p_alibi + o_h, mask=m_row, other=0.0) * 1.4426950408889634  # log2 e
-    if p_tree is not None:
-        b_tree = tree_bits(p_tree + i_b * stride_tree_b, o_t, m_row, queries, stride_tree_t, stride_tree_u)
     if PAGE_SIZE > 0:
         p_page_table += i_b * stride_table_b
     else:
@@ -149,53 +203,28 @@ def cache_split_kernel(
         # Steps that no row of the tile sees are skipped: they would change nothing.
         n_start = tl.maximum(unit * UNIT, start // BLOCK_N * BLOCK_N)
         n_stop = tl.minimum(unit * UNIT + UNIT, stop)
-        b_page = load_pages(p_page_table, n_start, stop, stride_table_p, PAGE_SIZE, BLOCK_N)
-        for n in tl.range(n_start, n_stop, BLOCK_N):
-            if UNIT != CHUNK:  # noqa: SIM102  (decided when compiling, the inner one when running)
-                if n % CHUNK == 0:
-                    b_seg_acc, b_seg_max, b_seg_sum = fold(
-                        b_seg_acc, b_seg_max, b_seg_sum, b_acc, b_max, b_sum
-                    )
-                    b_acc, b_max, b_sum = nothing(ROWS, BLOCK_D)
-            o_n = n + tl.arange(0, BLOCK_N)
-            # A slot that no query sees may hold anything: its value must be 0, for 0 * NaN is NaN.
-            m_slot = o_n < stop
-            if WINDOWED:
-                m_slot = m_slot & (o_n >= start)
-            b_k = load_slots(
-                p_k, b_page, n, m_slot, stride_kb, stride_ks, stride_kd, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE
-            )
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * score_scale
-            if SOFTCAP:
-                b_s = cap * tanh(b_s)
-            if p_alibi is not None:
-                b_ahead = (o_n[None, :] - o_slot[:, None]).to(tl.float32)  # key minus query: at most 0
-                b_s = tl.fma(b_ahead, tl.broadcast_to(b_slope[:, None], b_s.shape), b_s)
-            # Every step is masked, also those that need not be: a second loop without masks could be
-            # compiled to other roundings, and which loop a step falls in depends on the row's neighbours.
-            m_sees = o_n[None, :] <= o_last[:, None]
-            if WINDOWED:
-                m_sees = m_sees & (o_n[None, :] > o_slot[:, None] - window)
-            b_s = tl.where(m_sees, b_s, float("-inf"))
-            if p_tree is not None:  # noqa: SIM102  (decided when compiling, the inner one when running)
-                if n + BLOCK_N > length:
-                    o_u = o_n - length
-                    o_bit = tl.minimum(tl.maximum(o_u, 0), 63)
-                    b_granted = (b_tree[:, None] >> o_bit[None, :]) & 1
-                    b_s = tl.where((b_granted != 0) | (o_u < 0)[None, :], b_s, float("-inf"))
-            b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
-            b_reference = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
-            b_p = tl.exp2(b_s - b_reference[:, None])
-            b_decay = tl.exp2(b_max - b_reference)
-            b_sum = tl.fma(b_sum, b_decay, tl.sum(b_p, 1))
-            b_acc = b_acc * b_decay[:, None]
-            b_v = load_slots(
-                p_v, b_page, n, m_slot, stride_vb, stride_vs, stride_vd, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE
-            )
-            b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
-            b_max = b_new_max
-            # The next step's pages are asked for one step before the keys that need them.
-            b_page = load_pages(p_page_table, n + BLOCK_N, stop, stride_table_p, PAGE_SIZE, BLOCK_N)
+        n_tree = n_stop
+        if p_tree is not None:  # the steps that reach the call's own slots come last, in a loop of their own
+            n_tree = tl.minimum(tl.maximum(length // BLOCK_N * BLOCK_N, n_start), n_stop)
+        b_acc, b_max, b_sum, b_seg_acc, b_seg_max, b_seg_sum = walk(
+            b_acc, b_max, b_sum, b_seg_acc, b_seg_max, b_seg_sum,
+            b_q, o_slot, o_last, b_slope, None,
+            p_k, p_v, p_page_table, stride_kb, stride_ks, stride_kd, stride_vb, stride_vs, stride_vd,
+            stride_table_p, n_start, n_tree, start, stop, length, window, score_scale, cap,
+            HEAD_DIM, BLOCK_D, ROWS, BLOCK_N, CHUNK, UNIT, PAGE_SIZE, WINDOWED, SOFTCAP,
+        )  # fmt: skip
+        if p_tree is not None:  # noqa: SIM102
+            if n_tree < n_stop:
+                b_tree = tree_bits(
+                    p_tree + i_b * stride_tree_b, o_t, m_row, queries, stride_tree_t, stride_tree_u
+                )
+                b_acc, b_max, b_sum, b_seg_acc, b_seg_max, b_seg_sum = walk(
+                    b_acc, b_max, b_sum, b_seg_acc, b_seg_max, b_seg_sum,
+                    b_q, o_slot, o_last, b_slope, b_tree,
+                    p_k, p_v, p_page_table, stride_kb, stride_ks, stride_kd, stride_vb, stride_vs, stride_vd,
+                    stride_table_p, n_tree, n_stop, start, stop, length, window, score_scale, cap,
+                    HEAD_DIM, BLOCK_D, ROWS, BLOCK_N, CHUNK, UNIT, PAGE_SIZE, WINDOWED, SOFTCAP,
+                )  # fmt: skip
         if UNIT != CHUNK:
             b_acc, b_max, b_sum = fold(b_seg_acc, b_seg_max, b_seg_sum, b_acc, b_max, b_sum)
         if p_partial is not None:
@@ -210,6 +239,9 @@ def cache_split_kernel(
                     b_all_max = tl.load(p_max + place + o_row, mask=m_row, other=float("-inf"))
                     b_all_sum = tl.load(p_sum + place + o_row, mask=m_row, other=0.0)
                     b_acc, b_max, b_sum = fold(b_all_acc, b_all_max, b_all_sum, b_acc, b_max, b_sum)
+            if PDL and unit + 1 == last:
+                # Not before: combine programs would pile up where a multiprocessor has room, and wait there.
+                tl.extra.cuda.gdc_launch_dependents()
             if not WHOLE or unit + 1 < last:
                 tl.store(p_max + place + o_row, b_max, mask=m_row)
                 tl.store(p_sum + place + o_row, b_sum, mask=m_row)

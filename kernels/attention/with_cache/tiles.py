@@ -13,6 +13,10 @@ RESIDENT = 2  # programs that a multiprocessor holds at once
 ALONE = 0.6  # of the time a slot takes in company
 START = 64  # starting a program
 PART = 64  # writing a partial result
+CARRY = 128  # taking what the segments so far yield from one to the next
+ROWS_ONLY = (
+    8  # row tiles a multiprocessor from which on there is work enough, and partial results are too large
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ def cache_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Cach
     """Tiles for a head dim, element size and CUDA capability (10 * major + minor)."""
     wide = padded_head_dim(head_dim) > 128
     if element_bytes == 4:
-        return CacheTiles(32, 16 if wide else 32, 256, 2048, 8, 2)
+        return CacheTiles(32, 16 if wide else 32, 256, 4096, 8, 2)
     if 90 <= capability < 120:  # 227 KB of shared memory: two programs, or one of a wide head
-        return CacheTiles(64, 32, 256, 2048, 8, 4) if wide else CacheTiles(64, 32, 256, 2048, 4, 5)
-    return CacheTiles(32, 32, 256, 2048, 8, 2) if wide else CacheTiles(32, 32, 256, 2048, 4, 3)  # fits 99 KB
+        return CacheTiles(64, 32, 256, 4096, 8, 4) if wide else CacheTiles(32, 64, 256, 4096, 4, 3)
+    return CacheTiles(32, 32, 256, 4096, 8, 2) if wide else CacheTiles(32, 32, 256, 4096, 4, 3)  # fits 99 KB
 
 
 class Unit(Enum):
@@ -73,12 +77,14 @@ def deal(tiles: CacheTiles, slots: int, row_tiles: int, processors: int) -> Deal
         waves, rest = divmod(row_tiles * share.runs, RESIDENT * processors)
         waves_time = waves + (0 if rest == 0 else ALONE if rest <= processors else 1)
         if share.unit is Unit.ROW:
-            return waves_time * (START + slots)
+            return waves_time * (START + slots + (share.parts - 1) * CARRY)
         unit_slots = tiles.chunk if share.unit is Unit.CHUNK else tiles.segment
         return waves_time * (START + -(-share.parts // share.runs) * (unit_slots + PART)) + share.parts
 
     segments, chunks = (max(1, -(-slots // size)) for size in (tiles.segment, tiles.chunk))
     deals = [Deal(Unit.ROW, segments, 1)]
+    if row_tiles >= ROWS_ONLY * processors:
+        return deals[0]
     for unit, parts in ((Unit.SEGMENT, segments), (Unit.CHUNK, chunks)):
         deals += [
             Deal(unit, parts, runs) for runs in range(1, min(parts, RESIDENT * processors) + 1) if parts > 1
