@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_eff.kernels.attention import attention, attention_reference
+from lit_eff.kernels.attention.documents import document_ranges
 from lit_eff.kernels.attention.dropout import kept_weights
 
 pytestmark = pytest.mark.usefixtures("interpreter")
@@ -86,7 +87,7 @@ def test_alone_and_all_together(features: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", itertools.combinations(FEATURES, 2), ids="+".join)
+@pytest.mark.parametrize("features", list(itertools.combinations(FEATURES, 2)), ids="+".join)
 def test_in_pairs(features: tuple[str, ...]) -> None:
     assert_as_in_float64(random_tensors(), options_of(features))
 
@@ -128,6 +129,25 @@ def test_documents_in_any_order(order: str) -> None:
     else:
         ids = ids % 2
     assert_as_in_float64(random_tensors(150, 150, 16), {"causal": True, "documents_BT": ids})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_document_ranges_row_by_row(dtype: torch.dtype) -> None:
+    """First and last row between a tile's least and greatest id, and whether one document fills the range."""
+    generator = torch.Generator().manual_seed(7)
+    own = torch.randint(0, 4, (B, 50), generator=generator).sort(1).values.to(dtype)
+    other = (
+        torch.randint(0, 5, (2200, B), generator=generator).sort(0).values.to(dtype).t()
+    )  # three loads long
+    other[1, 70] = 0  # out of order
+    launch, ranges = document_ranges(own, other, 16)
+    launch.run()
+    for b, i in itertools.product(range(B), range(4)):
+        ids = own[b, 16 * i : 16 * (i + 1)].tolist()
+        seen = [n for n, each in enumerate(other[b].tolist()) if min(ids) <= each <= max(ids)]
+        first, stop = (seen[0], seen[-1] + 1) if seen else (0, 0)
+        whole = min(ids) == max(ids) and len(seen) == stop - first
+        assert ranges[b, i].tolist() == [first, stop, int(whole)]
 
 
 def test_dropped_weights_are_the_definitions() -> None:
