@@ -160,3 +160,14 @@ def test_every_form_fits_without_spills(capability: int, tmp_path: Path) -> None
         for keys, causal, window in ((1000, False, None), (10_000, True, 256))
     ]
     check_budget(wanted, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 80, 256])
+def test_on_a_gpu(head_dim: int) -> None:
+    case = Case(2, 300, 515, 8, 2, head_dim, {"causal": True})
+    q, k, v = case.tensors(torch.bfloat16, "cuda")
+    exact = attention_reference(q.float(), k.float(), v.float(), **case.options)
+    rounded = attention_reference(q, k, v, accumulate=torch.bfloat16, **case.options)
+    error = float((standard_attention(q, k, v, **case.options) - exact).abs().max())
+    assert error <= 2 * float((rounded - exact).abs().max()) + 1e-3
