@@ -16,22 +16,18 @@ Prefixes: p_ pointer, i_ index, o_ offset, b_ register tile, s_ shared memory, d
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
 from lit_eff.kernels.attention.call import AttentionCall
-from lit_eff.kernels.attention.hopper.exponential import exp2
 from lit_eff.kernels.attention.hopper.pipeline import (
     allocate_ring,
     allocate_tiles,
@@ -53,6 +49,7 @@ from lit_eff.kernels.attention.hopper.schedule import (
     tile_of,
     turns_of,
 )
+from lit_eff.kernels.attention.hopper.shapes import REGISTERS, ForwardShape, forward_shape, heads_together
 from lit_eff.profiling.launch import Launch
 
 LOG2E = gl.constexpr(1.4426950408889634)
@@ -84,18 +81,9 @@ def _produce(
 
 @gluon.jit
 def _weights(
-    b_s,
-    b_max,
-    b_sum,
-    i_n,
-    o_m,
-    tile,
-    problem,
-    CUBIC: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    MASKED: gl.constexpr,
-):
-    """Scores to weights relative to the running maximum: (weights, maximum, sum, decay of what was summed before).
+    b_s, b_max, b_sum, i_n, o_m, tile, problem, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+):  # fmt: skip
+    """Scores to weights relative to the running maximum: weights, maximum, sum, and the decay of older sums.
 
     The maximum is that of unscaled scores; the scale takes part in the exponent's multiply-add.
     """
@@ -115,7 +103,7 @@ def _weights(
     b_reference = b_new_max * scale
     if MASKED:  # a query that has seen no key yet: -inf minus -inf would be NaN
         b_reference = gl.where(b_new_max == float("-inf"), 0.0, b_reference)
-    b_p = exp2(b_s * scale - b_reference[:, None], 0 if MASKED else CUBIC)
+    b_p = gl.exp2(b_s * scale - b_reference[:, None])
     b_decay = gl.exp2(b_max * scale - b_reference)
     return b_p, b_new_max, b_sum * b_decay + gl.sum(b_p, 1), b_decay
 
@@ -131,7 +119,7 @@ def _scores(s_q, keys, n, LAYOUT: gl.constexpr):
 @gluon.jit
 def _walk_keys(
     b_acc, b_p, b_max, b_sum, n, top, bottom, s_q, keys, values, o_m, tile, problem,
-    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr, PING_PONG: gl.constexpr, CUBIC: gl.constexpr,
+    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr, PING_PONG: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """Fold the key blocks from ``top`` - 1 down to ``bottom`` in: their scores, and P V of the block before.
@@ -152,7 +140,7 @@ def _walk_keys(
         b_s = warpgroup_mma_wait(1, [b_s])
         release(keys, n + 1)
         b_w, b_max, b_sum, b_decay = _weights(
-            b_s, b_max, b_sum, top - 1 - j, o_m, tile, problem, CUBIC, CAUSAL, MASKED
+            b_s, b_max, b_sum, top - 1 - j, o_m, tile, problem, CAUSAL, MASKED
         )
         # The assembler moves the wait for P V up, in front of the softmax that it is there to overlap, unless
         # a branch stands between: this one, on a barrier that has long been passed. It may not move the
@@ -184,7 +172,7 @@ def _skip(keys, values, n, count, WHICH: gl.constexpr, CONSUMERS: gl.constexpr, 
 def _consume(
     d_out, s_out, queries, keys, values, problem,
     WHICH: gl.constexpr, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr, PING_PONG: gl.constexpr, CUBIC: gl.constexpr,
+    RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
 ):  # fmt: skip
     """The consumer that owns 64 queries of every tile.
 
@@ -218,9 +206,7 @@ def _consume(
         release(keys, n)
         b_max = gl.full([ROWS], float("-inf"), gl.float32, rows)
         b_sum = gl.zeros([ROWS], gl.float32, rows)
-        b_w, b_max, b_sum, _ = _weights(
-            b_s, b_max, b_sum, stop - 1, o_m, tile, problem, CUBIC, CAUSAL, MASKED
-        )
+        b_w, b_max, b_sum, _ = _weights(b_s, b_max, b_sum, stop - 1, o_m, tile, problem, CAUSAL, MASKED)
         b_p = gl.convert_layout(
             b_w.to(keys.tiles.dtype), gl.DotOperandLayout(0, output, 2), assert_trivial=True
         )
@@ -230,16 +216,16 @@ def _consume(
             inner_start, inner_stop = inner_blocks(tile, start, stop, problem, WHICH, BLOCK_N, CAUSAL)
             b_acc, b_p, b_max, b_sum, n = _walk_keys(
                 b_acc, b_p, b_max, b_sum, n, stop - 1, inner_stop, s_q, keys, values, o_m, tile,
-                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, CUBIC, True,
+                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
             )  # fmt: skip
         b_acc, b_p, b_max, b_sum, n = _walk_keys(
             b_acc, b_p, b_max, b_sum, n, inner_stop, inner_start, s_q, keys, values, o_m, tile,
-            problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, CUBIC, False,
+            problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, False,
         )  # fmt: skip
         if WINDOW:
             b_acc, b_p, b_max, b_sum, n = _walk_keys(
                 b_acc, b_p, b_max, b_sum, n, inner_start, start, s_q, keys, values, o_m, tile,
-                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, CUBIC, True,
+                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
             )  # fmt: skip
         release(queries, i_q)
         wait_full(values, n)
@@ -265,8 +251,9 @@ def _consume(
         if problem.sinks is not None:  # one more key, whose value is zero
             sink = gl.load(problem.sinks + last.i_h) * LOG2E
             b_all_max = gl.maximum(b_max, sink)
-            b_keep = gl.exp2(b_max - b_all_max)
-            b_sum = b_sum * b_keep + gl.exp2(sink - b_all_max)
+            b_reference = gl.where(b_all_max == float("-inf"), 0.0, b_all_max)
+            b_keep = gl.exp2(b_max - b_reference)
+            b_sum = b_sum * b_keep + gl.exp2(sink - b_reference)
             b_max = b_all_max
         # A query that saw nothing has a maximum of -inf and a sum of 0, divided as 1: output 0, LSE -inf.
         b_sum = gl.where(b_sum == 0.0, 1.0, b_sum)
@@ -285,21 +272,21 @@ def _consume(
     tma.store_wait(0)
 
 
-SIZES = ["queries", "keys", "heads", "group", "batch", "paired", "window"]
+SIZES = ["queries", "keys", "heads", "group", "batch", "together", "window"]
 
 
 @gluon.jit(do_not_specialize=SIZES)  # one compiled kernel serves all lengths
 def attention_forward_kernel(
     d_q, d_k, d_v, d_out, lse, starts, sinks,
-    queries, keys, heads, group, batch, paired, window, score_scale, cap,
+    queries, keys, heads, group, batch, together, window, score_scale, cap,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, SLOTS: gl.constexpr,
-    CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr, CUBIC: gl.constexpr,
+    CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     problem = Problem(
-        queries, keys, heads, group, batch, paired, window, starts, lse, sinks, score_scale, cap
+        queries, keys, heads, group, batch, together, window, starts, lse, sinks, score_scale, cap
     )
-    queries = allocate_ring(d_q, 2 * CONSUMERS, 1)
+    queries = allocate_ring(d_q, CONSUMERS, 1)
     keys = allocate_ring(d_k, SLOTS, CONSUMERS)
     values = allocate_ring(d_v, SLOTS, CONSUMERS)
     s_out = allocate_tiles(d_out, CONSUMERS)
@@ -307,8 +294,10 @@ def attention_forward_kernel(
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
-                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
+                (_consume, (d_out, s_out, queries, keys, values, problem,
+                            0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem,
+                            1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
                 (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 1],
@@ -317,9 +306,12 @@ def attention_forward_kernel(
     else:
         gl.warp_specialize(
             [
-                (_consume, (d_out, s_out, queries, keys, values, problem, 0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
-                (_consume, (d_out, s_out, queries, keys, values, problem, 1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
-                (_consume, (d_out, s_out, queries, keys, values, problem, 2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG, CUBIC)),
+                (_consume, (d_out, s_out, queries, keys, values, problem,
+                            0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem,
+                            1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                (_consume, (d_out, s_out, queries, keys, values, problem,
+                            2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
                 (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 4, 1],
@@ -328,30 +320,11 @@ def attention_forward_kernel(
     # fmt: on
 
 
-class ForwardShape(NamedTuple):
-    """``consumers`` warpgroups of 64 queries each, ``block_n`` keys a step, ``slots`` tiles a ring."""
-
-    consumers: int
-    block_n: int
-    slots: int
-    ping_pong: bool = False
-    cubic: int = 0
-
-
-# Of the 65,536 registers of a multiprocessor: what a launch gives each thread, and what consumers and the
-# producer's warpgroup make of it (setmaxnreg).
-REGISTERS = {2: (168, 240, 24), 3: (128, 160, 32)}
-
-
-def forward_shape(head_dim: int) -> ForwardShape:
-    return ForwardShape(2, 128, 2) if head_dim == 128 else ForwardShape(3, 128, 3)
-
-
 def forward_launch(
     call: AttentionCall, out_BTHD: Tensor, lse_BHT: Tensor, shape: ForwardShape | None = None
 ) -> Launch:
     """The launch that fills ``out_BTHD`` and the contiguous float32 ``lse_BHT`` of a supported call."""
-    shape = shape or forward_shape(call.head_dim)
+    shape = shape or forward_shape(call)
     registers, consumer_registers, producer_registers = REGISTERS[shape.consumers]
     tiles = triton.cdiv(call.queries, ROWS.value * shape.consumers) * call.heads * call.batch
     programs = min(tiles, multiprocessors(call.q_BTHD.device))
@@ -369,7 +342,7 @@ def forward_launch(
         "heads": call.heads,
         "group": call.heads // call.k_BSKD.shape[2],
         "batch": call.batch,
-        "paired": int(call.causal and call.window is None and tiles > programs),
+        "together": heads_together(call, programs),
         "window": call.window,
         "score_scale": rule.score_scale,
         "cap": rule.cap,
@@ -379,7 +352,6 @@ def forward_launch(
         "CAUSAL": call.causal,
         "RAGGED": call.keys % shape.block_n != 0,
         "PING_PONG": shape.ping_pong,
-        "CUBIC": shape.cubic,
         "CONSUMER_REGISTERS": consumer_registers,
         "PRODUCER_REGISTERS": producer_registers,
     }

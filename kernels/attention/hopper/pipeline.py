@@ -1,8 +1,8 @@
-"""What makes up a Hopper pipeline: tiles that the copy engine (TMA) moves, the rings they go through, and turns.
+"""The pieces of a Hopper pipeline: tiles that the copy engine (TMA) moves, their rings, and turns.
 
-A ring is a row of shared-memory slots with two mbarriers each: ``full`` counts the bytes that arrive, ``empty``
-the partitions that have read them. The n-th tile of a ring lies in slot n % slots; the barriers' phase bit
-flips with every round through the ring.
+A ring is a row of shared-memory slots with two mbarriers each: ``full`` counts the bytes that arrive,
+``empty`` the partitions that have read them. The n-th tile of a ring lies in slot n % slots; the barriers'
+phase bit flips with every round through the ring.
 
 Shapes: B batch, T query length, H query heads, D head dim.
 Prefixes: i_ index, s_ shared memory, d_ TMA descriptor.
@@ -42,7 +42,9 @@ def row_tiles(tensor_BTHD: Tensor, rows: int) -> Any:
     tiles.base = tensor_BTHD
     tiles.shape = list(shape)
     # The stride of an axis of one element may be anything, but the copy engine wants multiples of 16 bytes.
-    tiles.strides = [stride if size > 1 else 16 for size, stride in zip(shape[:3], strides, strict=False)] + [1]
+    tiles.strides = [stride if size > 1 else 16 for size, stride in zip(shape[:3], strides, strict=False)] + [
+        1
+    ]
     tiles.block_shape = list(block)
     tiles.layout = _tile_layout(block, tensor_BTHD.dtype)
     return tiles
@@ -79,7 +81,8 @@ class Ring(NamedTuple):
 @gluon.jit
 def allocate_tiles(d_rows, SLOTS: gl.constexpr):
     """Shared memory for ``SLOTS`` tiles of a descriptor."""
-    return gl.allocate_shared_memory(d_rows.dtype, [SLOTS] + d_rows.block_type.shape, d_rows.layout)
+    shape: gl.constexpr = [SLOTS] + d_rows.block_type.shape  # noqa: RUF005
+    return gl.allocate_shared_memory(d_rows.dtype, shape, d_rows.layout)
 
 
 @gluon.jit

@@ -16,14 +16,14 @@ ROWS = gl.constexpr(64)  # queries of a consumer: the height of a warpgroup's ma
 
 
 class Problem(NamedTuple):
-    """What every partition needs to know. A field that is None is a constant to the compiler, its code gone."""
+    """What every partition needs. A field that is None is a constant to the compiler: its code is gone."""
 
     queries: Any
     keys: Any
     heads: Any
     group: Any  # query heads a kv head
     batch: Any
-    paired: Any  # whether programs take tiles in pairs
+    together: Any  # heads whose tiles are taken in turns
     window: Any
     starts: Any  # (B,) slots of the first queries
     lse: Any
@@ -44,51 +44,35 @@ class Tile(NamedTuple):
 
 
 @gluon.jit
-def _pairs_of(problem, query_tiles):
-    """How many pairs of tiles there are, and how many of them are this program's."""
-    pairs = 0
-    if problem.paired:
-        pairs = problem.heads * problem.batch // 2 * query_tiles
-    return pairs, gl.cdiv(gl.maximum(pairs - gl.program_id(0), 0), gl.num_programs(0))
-
-
-@gluon.jit
-def _single_place(pairs):
-    """Where this program stands when tiles without a partner are given out: first who has one pair less."""
-    programs = gl.num_programs(0)
-    return (gl.program_id(0) + programs - pairs % programs) % programs
+def _place(turn):
+    """Where this program stands in a round over all programs; every second round runs backwards."""
+    place = gl.program_id(0)
+    return gl.where(turn % 2 == 0, place, gl.num_programs(0) - 1 - place)
 
 
 @gluon.jit
 def turns_of(problem, BLOCK_M: gl.constexpr):
     """How many tiles this program owns."""
-    query_tiles = gl.cdiv(problem.queries, BLOCK_M)
-    pairs, own_pairs = _pairs_of(problem, query_tiles)
-    singles = query_tiles * problem.heads * problem.batch - 2 * pairs
-    own_singles = gl.cdiv(gl.maximum(singles - _single_place(pairs), 0), gl.num_programs(0))
-    return 2 * own_pairs + own_singles
+    programs = gl.num_programs(0)
+    tiles = gl.cdiv(problem.queries, BLOCK_M) * problem.heads * problem.batch
+    whole = tiles // programs
+    return whole + (_place(whole) < tiles - whole * programs).to(gl.int32)
 
 
 @gluon.jit
 def tile_of(turn, problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """This program's ``turn``-th tile.
+    """This program's tile in the ``turn``-th round.
 
-    Programs walk head after head together, so that several read the same keys at the same time, from L2.
-    Under a causal mask, tiles see unequally many keys: a program takes them in pairs, the i-th tile from the
-    end of one head and the i-th from the start of the next, which together are the same work for every i.
+    Some heads go together (`shapes.heads_together`). Of these, the tiles that see most keys come first, so
+    that no long tile is left for the end; that every second round runs backwards gives programs equal work.
     """
+    i = turn * gl.num_programs(0) + _place(turn)
     query_tiles = gl.cdiv(problem.queries, BLOCK_M)
-    pairs, own_pairs = _pairs_of(problem, query_tiles)
-    half = turn % 2
-    i = turn // 2 * gl.num_programs(0) + gl.program_id(0)
-    i_bh = i // query_tiles * 2 + half
-    i_m = i % query_tiles
-    if turn >= 2 * own_pairs:
-        half = 0
-        i = (turn - 2 * own_pairs) * gl.num_programs(0) + _single_place(pairs)
-        i_bh = pairs // query_tiles * 2 + i // query_tiles
-        i_m = i % query_tiles
-    first = gl.where(half == 0, query_tiles - 1 - i_m, i_m) * BLOCK_M
+    first_head = i // (problem.together * query_tiles) * problem.together
+    width = gl.minimum(problem.together, problem.heads * problem.batch - first_head)
+    i = i - first_head * query_tiles
+    first = (query_tiles - 1 - i // width) * BLOCK_M
+    i_bh = first_head + i % width
     i_b = i_bh // problem.heads
 
     offset = problem.keys - problem.queries
@@ -139,7 +123,9 @@ def own_blocks(
 
 
 @gluon.jit
-def inner_blocks(tile, start, stop, problem, WHICH: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+def inner_blocks(
+    tile, start, stop, problem, WHICH: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr
+):
     """Of a consumer's key blocks [start, stop), without the last, those that need no mask."""
     first = tile.first + WHICH * ROWS
     _, inner_stop = sight(first, tile.offset, problem, CAUSAL)
