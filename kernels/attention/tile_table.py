@@ -3,7 +3,8 @@
 Two families of devices: ``80`` fits the 99 KB of shared memory that every device from sm_80 on gives a block
 (A100 gives 163), ``90`` the 227 KB of Hopper and data-centre Blackwell. A row serves head dims up to its key,
 padded to a power of two. `tests/kernels/test_tiles.py` compiles every row: it fits and does not spill, but
-for float32 gradients of head dims over 128, whose smallest tiles still do.
+for float32 gradients of head dims over 128, whose smallest tiles still do. With grouped heads, dK and dV
+spill up to eight registers.
 
 Figures behind the choices stand in docs/lab_log.md. Entries are (block_m, block_n, num_warps, num_stages).
 """

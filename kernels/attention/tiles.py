@@ -59,8 +59,8 @@ def use_tiles(kernel: str, tiles: Tiles) -> Iterator[None]:
 
 
 @cache
-def tuned_tiles() -> dict[tuple[str, int, int], Tiles]:
-    """(kernel, padded head dim, element bytes) -> tiles of this device, if `OPT_IN` asks for them."""
+def tuned_tiles() -> dict[tuple[str, int, int, int], Tiles]:
+    """(kernel, padded head dim, element bytes, capability) -> tiles of this device, if `OPT_IN` asks."""
     where = os.environ.get(OPT_IN)
     if not where:
         return {}
@@ -72,7 +72,7 @@ def tuned_tiles() -> dict[tuple[str, int, int], Tiles]:
 def _tiles(kernel: str, head_dim: int, element_bytes: int, capability: int) -> Tiles:
     if kernel in _forced:
         return _forced[kernel]
-    tuned = tuned_tiles().get((kernel, padded_head_dim(head_dim), element_bytes))
+    tuned = tuned_tiles().get((kernel, padded_head_dim(head_dim), element_bytes, capability))
     return tuned or shipped_tiles(kernel, head_dim, element_bytes, capability)
 
 

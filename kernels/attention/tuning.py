@@ -39,7 +39,7 @@ SHARED_MEMORY_LIMIT = 227 * 1024  # of any device so far: what surely needs more
 
 @dataclass(frozen=True)
 class Problem:
-    """One call on random tensors: self-attention of B rows of T tokens, H heads of dim D."""
+    """One call on random tensors: self-attention of B rows of T tokens, H heads of dim D, K kv heads."""
 
     batch: int
     length: int
@@ -47,6 +47,7 @@ class Problem:
     head_dim: int
     dtype: torch.dtype = torch.bfloat16
     causal: bool = True
+    kv_heads: int | None = None  # as many as heads by default
 
     def launch(self, kernel: str, tiles: Tiles, tensors: Sequence[Tensor], capability: int) -> Launch:
         """The launch of ``kernel`` with these tiles over :meth:`tensors`."""
@@ -66,11 +67,14 @@ class Problem:
 
     def tensors(self, device: str) -> list[Tensor]:
         """q, k, v, out, lse, dout, delta, dq, dk, dv; what a call is given is random."""
-        shape = (self.batch, self.length, self.heads, self.head_dim)
+        like_q = (self.batch, self.length, self.heads, self.head_dim)
+        like_k = (self.batch, self.length, self.kv_heads or self.heads, self.head_dim)
         statistic = (self.batch, self.heads, self.length)
-        q, k, v, dout = (torch.randn(shape, device=device).to(self.dtype) for _ in range(4))
+        q, k, v, dout = (
+            torch.randn(shape, device=device).to(self.dtype) for shape in (like_q, like_k, like_k, like_q)
+        )
         lse, delta = (torch.zeros(statistic, device=device) for _ in range(2))
-        return [q, k, v, torch.empty_like(q), lse, dout, delta, *(torch.empty_like(q) for _ in range(3))]
+        return [q, k, v, torch.empty_like(q), lse, dout, delta, *map(torch.empty_like, (q, k, v))]
 
 
 def candidates(kernel: str, head_dim: int, element_bytes: int) -> list[Tiles]:
@@ -242,8 +246,8 @@ def write_cache(problem: Problem, tiles: dict[str, Tiles], path: Path | None = N
     return path
 
 
-def read_cache(where: str) -> dict[tuple[str, int, int], Tiles]:
-    """(kernel, padded head dim, element bytes) -> tiles for this device and these versions; often none.
+def read_cache(where: str) -> dict[tuple[str, int, int, int], Tiles]:
+    """(kernel, padded head dim, element bytes, capability) -> tiles of this device and versions; often none.
 
     Args:
         where: ``1`` for the user's own cache, or a file.
@@ -260,11 +264,13 @@ def read_cache(where: str) -> dict[tuple[str, int, int], Tiles]:
         return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8")).get(cache_key(), {})
-        return {
-            (kernel, *map(int, shape.split(" x "))): Tiles(**each)
-            for shape, kernels in entries.items()
-            for kernel, each in kernels.items()
-        }
+        major, minor = torch.cuda.get_device_capability()
+        tiles = {}
+        for shape, kernels in entries.items():
+            padded, size = map(int, shape.split(" x "))
+            for kernel, each in kernels.items():
+                tiles[kernel, padded, size, 10 * major + minor] = Tiles(**each)
+        return tiles
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{OPT_IN}: {path} is not a tuning cache ({error}); delete it and tune again"
@@ -280,13 +286,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=4096, help="tokens a row")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--kv-heads", type=int, help="as many as heads by default")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--full", action="store_true", help="not causal")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="compile so many at once")
     options = parser.parse_args(argv)
     sizes = (options.batch, options.length, options.heads)
     for head_dim in options.head_dim:
-        problem = Problem(*sizes, head_dim, getattr(torch, options.dtype), not options.full)
+        dtype = getattr(torch, options.dtype)
+        problem = Problem(*sizes, head_dim, dtype, not options.full, options.kv_heads)
         tiles = tune(problem, processes=options.processes, say=partial(print, f"dim {head_dim}:", flush=True))
         for kernel, each in tiles.items():
             print(f"dim {head_dim}: {kernel} takes {_words(each)}")

@@ -54,8 +54,8 @@ def test_bfloat16_kernels_fit(capability: int, tmp_path: Path) -> None:
     ]
     for each in compiled:
         assert each["shared_memory_bytes"] <= LIMITS[capability], each
-        # The dK and dV kernel of head dim 128 keeps a few values out of its inner loop in local memory.
-        assert each["spill_store_bytes"] <= (256 if "key_gradient" in each["kernel"] else 32), each
+        # Grouped heads: dK and dV need a few registers more than there are (test_tiles has the other rows).
+        assert each["spill_store_bytes"] <= (64 if "key_gradient" in each["kernel"] else 0), each
 
 
 def test_sizes_of_one_compile(tmp_path: Path) -> None:
