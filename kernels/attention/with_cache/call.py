@@ -56,9 +56,10 @@ class CacheCall:
 
     @property
     def capacity(self) -> int:
-        """Slots a row may use."""
+        """Slots a row may use: what the kernels never step beyond, in the cache or in their workspace."""
         page_size = self.k_cache.shape[1]
-        return page_size if self.page_table_BP is None else page_size * self.page_table_BP.shape[1]
+        slots = page_size if self.page_table_BP is None else page_size * self.page_table_BP.shape[1]
+        return slots if self.max_length is None else min(slots, self.max_length)
 
     @property
     def capability(self) -> int:
@@ -89,9 +90,8 @@ class CacheCall:
     @property
     def deal(self) -> Deal:
         """How the work is dealt to programs: by shapes and device, never by values."""
-        slots = self.capacity if self.max_length is None else min(self.capacity, self.max_length)
         row_tiles = self.batch * self.kv_heads * -(-self.rows // self.tiles.rows)
-        return deal(self.tiles, slots, row_tiles, self.processors)
+        return deal(self.tiles, self.capacity, row_tiles, self.processors)
 
     def row_arguments(self) -> dict[str, Any]:
         """The arguments that both kernels share."""

@@ -70,7 +70,7 @@ def attention_with_cache(
             the capacity does otherwise; results do not depend on it.
         check_lengths: compare lengths and page table with the capacity although they lie on a GPU: waits for
             the device, so neither in a captured graph nor in a compiled region. On a CPU they always are.
-            Unchecked, slots past the capacity are not read, page numbers out of range are.
+            Unchecked, slots past the capacity or max_length are not read; page numbers out of range are.
         return_lse: also return the natural log-sum-exp of the scores and sinks.
 
     Returns:

@@ -163,18 +163,9 @@ def cache_split_kernel(
     m_q = (o_row < queries * group)[:, None] & (o_d < HEAD_DIM)[None, :]
     b_q = tl.load(p_q_rows[:, None] + o_d[None, :] * stride_qd, mask=m_q, other=0.0)
     length, o_t, o_slot, o_last, start, stop = row_tile(
-        p_lengths,
-        p_query_lengths,
-        i_b,
-        i_tile * ROWS,
-        o_row,
-        queries,
-        capacity,
-        group,
-        window,
-        ROWS,
-        WINDOWED,
-    )
+        p_lengths, p_query_lengths, i_b, i_tile * ROWS, o_row,
+        queries, capacity, group, window, ROWS, WINDOWED,
+    )  # fmt: skip
     first, last = start // UNIT, tl.cdiv(stop, UNIT)
     if not WHOLE:  # this program's share of the units that this row has
         share = tl.cdiv(tl.maximum(last - first, 0), tl.num_programs(1))
