@@ -120,9 +120,13 @@ def test_profile_counts_what_the_formula_says(tiny: list[str], capsys: pytest.Ca
     report = json.loads(captured.out)
     assert "counted and modelled are equal to the byte" in captured.err.replace("\n", " ")
     (traffic,) = report["traffic"]
-    for quantity in ("read_bytes", "written_bytes"):
-        value = {number["source"]: number["value"] for number in traffic["numbers"][quantity]}
-        assert value["counted"] == value["modelled"] > 0
+    standard = traffic["baseline"]
+    assert len(standard["parts"]) == 3
+    for record in (traffic, standard, *standard["parts"]):
+        assert record["kernel"] in captured.err
+        for quantity in ("read_bytes", "written_bytes"):
+            value = {number["source"]: number["value"] for number in record["numbers"][quantity]}
+            assert value["counted"] == value["modelled"] > 0
     folder = Path(report["tensorboard"])
     assert Path(report["trace"]).parent == folder
     assert list(folder.glob("events.out.tfevents.*"))
