@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from lit_eff.profiling.devices import get_device
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
+from lit_eff.kernels.attention.hopper import turns
 from lit_eff.kernels.attention.hopper.backward import GRADIENT_TILES, backward_launches
 
 PROGRAM = """
@@ -91,31 +94,19 @@ def test_every_form_fits(tmp_path: Path) -> None:
     check(compile_all(forms, tmp_path))
 
 
-def turns_taken(sizes: tuple[int, int, int, int, int], head_dim: int, causal: bool) -> dict[Any, list[int]]:
-    """Simulated programs of turns.py: who adds to each query block of each kv head, by turn."""
-    arguments = launches(sizes, head_dim, causal)[1].arguments
-    tiles = GRADIENT_TILES[head_dim]
-    blocks, key_blocks, together = (arguments[name] for name in ("query_blocks", "key_blocks", "together"))
-    queries, keys = sizes[1:3]
-    kv_heads = sizes[0] * sizes[4]
-    taken: dict[Any, list[int]] = {}
-    for place in range(key_blocks * kv_heads):
-        before = place // (together * key_blocks) * together
-        place_in_group = place - before * key_blocks
-        width = min(together, kv_heads - before)
-        head, rank = before + place_in_group % width, place_in_group // width
-        backwards = causal and before // together % 2 == 1
-        n = rank if backwards else key_blocks - 1 - rank
-        start = max(n * tiles.block_n - (keys - queries), 0) // tiles.block_m if causal else 0
-        for m in range(start, blocks):
-            last = min((m + 1) * tiles.block_m, queries) + keys - queries
-            seen = min(key_blocks, -(-last // tiles.block_n)) if causal else key_blocks
-            opener = ((m + 1) * key_blocks - 1) // blocks if arguments["rotated"] else key_blocks - 1
-            turn = (n if backwards else seen - 1 - n) if causal else (opener - n) % key_blocks
-            if causal or not arguments["rotated"]:
-                assert turn == 0 or taken[head, m].count(turn - 1) == 1  # only ever waits for those before it
-            taken.setdefault((head, m), []).append(turn)
-    return taken
+def in_python(name: str, place: int = 0) -> Callable[..., Any]:
+    """A function of turns.py, which holds scalar arithmetic only, as plain Python for program ``place``."""
+    scalars = SimpleNamespace(
+        program_id=lambda _: place,
+        minimum=min,
+        maximum=max,
+        cdiv=lambda a, b: -(-a // b),
+        where=lambda condition, a, b: a if condition else b,
+    )
+    names = {**vars(turns), "gl": scalars}
+    if name == "_turn":
+        names["_key_blocks_seen"] = in_python("_key_blocks_seen")
+    return FunctionType(getattr(turns, name).fn.__code__, names)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -126,13 +117,63 @@ def turns_taken(sizes: tuple[int, int, int, int, int], head_dim: int, causal: bo
         (1, 128, 128, 1, 1),
         (2, 700, 700, 4, 2),
         (1, 300, 1000, 2, 2),
+        (1, 70, 5000, 1, 1),
         (3, 1000, 300, 40, 40),
         (1, 9000, 9000, 2, 2),
+        (2, 4096, 4096, 16, 16),
     ],
 )
-def test_every_turn_is_taken_once(sizes: tuple[int, int, int, int, int], head_dim: int, causal: bool) -> None:
-    for turns in turns_taken(sizes, head_dim, causal).values():
-        assert sorted(turns) == list(range(len(turns)))
+def test_programs_take_every_turn_and_never_wait_for_ever(
+    sizes: tuple[int, int, int, int, int], head_dim: int, causal: bool
+) -> None:
+    """Programs start in order on the multiprocessors there are; a step ends when its turn to add has come."""
+    launch = launches(sizes, head_dim, causal)[1]
+    problem = turns.Problem(**{name: launch.arguments[name] for name in turns.Problem._fields})
+    tiles = (GRADIENT_TILES[head_dim].block_m, GRADIENT_TILES[head_dim].block_n, causal)
+    block_of, turn_of, seen_by = (in_python(name) for name in ("query_block", "_turn", "_key_blocks_seen"))
+
+    def steps_of(place: int) -> list[tuple[Any, int]]:
+        work = in_python("work_of", place)(problem, *tiles)
+        head = work.i_b * problem.heads + work.i_kv * problem.group
+        blocks = [block_of(work, i, problem) for i in range(work.count)]
+        turns_there = [turn_of(work, i_m, problem, *tiles) for i_m in blocks]
+        return [
+            ((head + g, m), turn)
+            for g in range(problem.group)
+            for m, turn in zip(blocks, turns_there, strict=True)
+        ]
+
+    walks = [steps_of(place) for place in range(launch.grid[0])]
+    last_adder = {block: place for place, walk in enumerate(walks) for block, _ in walk}
+    counts: dict[Any, int] = {}
+    at_once = 132 if causal or not problem.rotated else max(problem.key_blocks, 66)
+    running: dict[int, int] = {}
+    started = finished = 0
+    while finished < len(walks):
+        while len(running) < at_once and started < len(walks):
+            running[started] = 0
+            started += 1
+        moved = False
+        for place, i_step in list(running.items()):
+            block, turn = walks[place][i_step]
+            if counts.get(block, 0) == turn:
+                counts[block] = turn + 1
+                running[place] += 1
+                moved = True
+            if running[place] == len(walks[place]):
+                del running[place]
+                finished += 1
+        assert moved, "programs wait in a circle"
+    heads = problem.batch * problem.heads
+    for i_m in range(problem.query_blocks):
+        assert {counts.get((head, i_m), 0) for head in range(heads)} == {seen_by(i_m, problem, *tiles)}
+
+    blocks = heads * problem.query_blocks
+    for place in range(problem.lag, len(walks)):
+        for i in range(
+            *((place - problem.lag + end) * blocks // len(walks) for end in (0, 1))
+        ):  # what its scaling warps wait for has started before it
+            assert last_adder.get(divmod(i, problem.query_blocks), -1) < place
 
 
 def test_lengths_do_not_recompile() -> None:

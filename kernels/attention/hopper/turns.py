@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A key block of a kv head and its walk: ``count`` query blocks from ``first``, ``stride`` (1 or -1) apart.
+    """A key block and its walk: ``count`` query blocks from ``first`` on, ``stride`` (1 or -1) apart.
 
     The first ``masked_head`` and the last ``masked_tail`` of them hide some keys from some queries.
     """
