@@ -179,7 +179,6 @@ def backward_launches(
         "CAUSAL": call.causal,
         "Q_SLOTS": tiles.q_slots,
         "DOUT_SLOTS": tiles.dout_slots,
-        "ORDERED": True,
     }
     scaling = {
         "p_dq_sum": dq_sum,

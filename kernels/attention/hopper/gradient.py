@@ -303,7 +303,7 @@ def attention_gradient_kernel(
     d_q, d_k, d_v, d_dout, d_lse, d_delta, d_dk, d_dv, d_dq_sum, p_dq_sum, p_dq, p_turns,
     stride_b, stride_t, stride_h,
     queries, keys, heads, group, batch, query_blocks, key_blocks, together, rotated, lag, score_scale, scale,
-    CAUSAL: gl.constexpr, Q_SLOTS: gl.constexpr, DOUT_SLOTS: gl.constexpr, ORDERED: gl.constexpr,
+    CAUSAL: gl.constexpr, Q_SLOTS: gl.constexpr, DOUT_SLOTS: gl.constexpr,
 ):  # fmt: skip
     """dK and dV of a key block of a kv head, its part of the sums of dQ; dQ (strides b, t, h) of others."""
     BLOCK_M: gl.constexpr = d_q.block_type.shape[1]
@@ -338,7 +338,7 @@ def attention_gradient_kernel(
                 add_in_turn,
                 (
                     d_dq_sum, p_turns, tiles.dq, barriers.over, barriers.dq_empty, work, problem,
-                    BLOCK_M, BLOCK_N, CAUSAL, ORDERED,
+                    BLOCK_M, BLOCK_N, CAUSAL,
                 ),
             ),
             (

@@ -153,7 +153,7 @@ def _wait_for_count(p_turn, count):
 @gluon.jit
 def add_in_turn(
     d_dq_sum, p_turns, s_dq, step_over, dq_empty, work, problem,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr, ORDERED: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """The adding warp: dQ tiles join the sums of their query blocks in turn, the first by a plain store."""
     STEPS: gl.constexpr = step_over.shape[0]
@@ -165,8 +165,7 @@ def add_in_turn(
             turn = _turn(work, i_m, problem, BLOCK_M, BLOCK_N, CAUSAL)
             row = (o_head + i_m) * BLOCK_M
             mbarrier.wait(step_over.index(i_step % STEPS), i_step // STEPS & 1)
-            if ORDERED:
-                _wait_for_count(p_turns + o_head + i_m, turn)
+            _wait_for_count(p_turns + o_head + i_m, turn)
             if turn == 0:
                 tma.async_copy_shared_to_global(d_dq_sum, [row, 0], s_dq.index(0))
             else:
