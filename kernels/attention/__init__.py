@@ -16,6 +16,7 @@ from lit_eff.kernels.attention.reference import (
     attention_varlen_reference,
     visible_keys,
 )
+from lit_eff.kernels.attention.with_cache import attention_with_cache, attention_with_cache_reference
 
 __all__ = [
     "Path",
@@ -24,6 +25,8 @@ __all__ = [
     "attention_reference",
     "attention_varlen",
     "attention_varlen_reference",
+    "attention_with_cache",
+    "attention_with_cache_reference",
     "explain",
     "supports",
     "use_path",
