@@ -73,6 +73,12 @@ def test_fractions_are_met() -> None:
         assert abs(counts[index] - 20_000 * fraction) < 4 * (20_000 * fraction * (1 - fraction)) ** 0.5
 
 
+def test_test_and_calibration_are_dealt_first() -> None:
+    """The order is part of the data's identity: another one would certify on text that choices have seen."""
+    names = [SPLITS[Splits().assign(bytes([first]) + bytes(15))] for first in (0, 10, 20, 30, 255)]
+    assert names == ["test", "calibration", "validation", "train", "train"]
+
+
 def test_the_order_within_a_split_does_not_depend_on_the_files() -> None:
     unique = [sentence(n) for n in range(100)]
     forward, backward = plan_of(unique), plan_of(unique[::-1])

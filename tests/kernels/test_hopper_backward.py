@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
@@ -16,6 +12,7 @@ import torch
 
 from lit_eff.kernels.attention.call import AttentionCall
 from lit_eff.profiling.devices import get_device
+from tests.kernels.compiling import compile_all
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
@@ -48,19 +45,6 @@ def launches(
     return backward_launches(call, q, lse, q, lse if dlse else None, lse, q, k, k)
 
 
-def compile_all(requests: list[Any], cache: Path) -> list[dict[str, Any]]:
-    """In another process: this one runs the interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(requests)],
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def check(compiled: list[dict[str, Any]]) -> None:
     for each in compiled:
         assert each["shared_memory_bytes"] <= get_device("H100 SXM").shared_memory_per_block, each
@@ -71,7 +55,9 @@ def check(compiled: list[dict[str, Any]]) -> None:
 
 
 def test_default_kernels_fit(tmp_path: Path) -> None:
-    compiled = compile_all([(head_dim, True, "bfloat16", False) for head_dim in GRADIENT_TILES], tmp_path)
+    compiled = compile_all(
+        PROGRAM, [(head_dim, True, "bfloat16", False) for head_dim in GRADIENT_TILES], tmp_path
+    )
     assert [each["kernel"] for each in compiled[:3]] == [
         "attention_row_sums_kernel",
         "attention_gradient_kernel",
@@ -91,7 +77,7 @@ def test_every_form_fits(tmp_path: Path) -> None:
             (True, "float16", True),
         ]
     ]
-    check(compile_all(forms, tmp_path))
+    check(compile_all(PROGRAM, forms, tmp_path))
 
 
 def in_python(name: str, place: int = 0) -> Callable[..., Any]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from lit_eff.profiling.devices import get_device
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
 from lit_eff.kernels.attention import hopper
+from tests.kernels.compiling import compile_all
 
 PROGRAM = """
 import dataclasses, json, sys, torch
@@ -39,19 +36,6 @@ for head_dim, causal, options in json.loads(sys.argv[1]):
 """
 
 
-def compile_all(requests: list[Any], cache: Path) -> list[dict[str, Any]]:
-    """In another process: this one runs the interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(requests)],
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def check(compiled: dict[str, Any], spills: int) -> None:
     assert compiled["shared_memory_bytes"] <= get_device("H100 SXM").shared_memory_per_block, compiled
     assert compiled["spill_store_bytes"] <= spills, compiled
@@ -59,7 +43,7 @@ def check(compiled: dict[str, Any], spills: int) -> None:
 
 def test_default_kernels_fit(tmp_path: Path) -> None:
     requests = [(head_dim, causal, {}) for head_dim in (64, 128) for causal in (False, True)]
-    for compiled in compile_all(requests, tmp_path):
+    for compiled in compile_all(PROGRAM, requests, tmp_path):
         check(compiled, spills=64)  # numbers that a tile needs once, outside the loops
 
 
@@ -74,7 +58,7 @@ def test_every_form_fits(tmp_path: Path) -> None:
     requests = [
         (head_dim, causal, form) for head_dim in (64, 128) for causal in (False, True) for form in forms
     ]
-    for compiled in compile_all(requests, tmp_path):
+    for compiled in compile_all(PROGRAM, requests, tmp_path):
         check(compiled, spills=512)
 
 

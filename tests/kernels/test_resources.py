@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ import pytest
 
 from lit_eff.kernels.attention.tiles import forward_tiles, key_gradient_tiles, query_gradient_tiles
 from lit_eff.profiling.devices import get_device
+from tests.kernels.compiling import compile_all
 
 PROGRAM = """
 import dataclasses, json, sys, torch
@@ -29,23 +26,10 @@ LIMITS = {80: get_device("L4").shared_memory_per_block, 90: get_device("H100 SXM
 USUAL = {"batch": 4, "queries": 1024, "keys": 1024, "heads": 16, "kv_heads": 4, "causal": True}
 
 
-def compile_all(requests: list[Any], cache: Path) -> list[dict[str, Any]]:
-    """In another process: this one runs the interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(requests)],
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.mark.parametrize("capability", [80, 90])
 def test_bfloat16_kernels_fit(capability: int, tmp_path: Path) -> None:
     requests = [("bfloat16", capability, None, {**USUAL, "head_dim": head_dim}) for head_dim in (64, 128)]
-    compiled = compile_all(requests, tmp_path)
+    compiled = compile_all(PROGRAM, requests, tmp_path)
     assert [each["kernel"] for each in compiled[:4]] == [
         "attention_forward_kernel",
         "attention_delta_kernel",
@@ -62,7 +46,7 @@ def test_sizes_of_one_compile(tmp_path: Path) -> None:
     """Triton turns every argument that equals 1 into a constant, which the kernels must not trip over."""
     one = dict.fromkeys(("batch", "queries", "keys", "heads", "kv_heads"), 1) | {"head_dim": 16}
     forms: list[dict[str, Any]] = [{}, {"starts": [0], "window": 1, "documents": []}]
-    compiled = compile_all([("float16", 90, 20.0, {**one, **form}) for form in forms], tmp_path)
+    compiled = compile_all(PROGRAM, [("float16", 90, 20.0, {**one, **form}) for form in forms], tmp_path)
     assert len(compiled) == 11  # documents come with three more launches
 
 
@@ -72,7 +56,9 @@ def test_dropout_computes_four_weights_at_once(tmp_path: Path) -> None:
     Of its 14 upper halves the first three are taken once a row or column, so 11 for four are the least.
     """
     sizes = {**USUAL, "causal": False, "head_dim": 64, "dropout": True}
-    compiled = {each["kernel"]: each for each in compile_all([("bfloat16", 90, None, sizes)], tmp_path)}
+    compiled = {
+        each["kernel"]: each for each in compile_all(PROGRAM, [("bfloat16", 90, None, sizes)], tmp_path)
+    }
     loops = {"forward": (2, forward_tiles), "query_gradient": (2, query_gradient_tiles)}
     for name, (copies, tiles) in (loops | {"key_gradient": (1, key_gradient_tiles)}).items():
         kernel, tile = f"attention_{name}_kernel", tiles(64, 2, 90)
@@ -103,5 +89,5 @@ def test_every_form_fits(capability: int, tmp_path: Path) -> None:
     requests += [
         ("float32", capability, None, {**USUAL, "head_dim": head_dim}) for head_dim in (32, 64, 128, 256)
     ]
-    for each in compile_all(requests, tmp_path):
+    for each in compile_all(PROGRAM, requests, tmp_path):
         assert each["shared_memory_bytes"] <= LIMITS[capability], each

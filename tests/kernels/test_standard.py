@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from lit_eff.kernels.attention.standard.traffic_model import standard_traffic
 from lit_eff.profiling.counted import KernelCount, count_traffic
 from lit_eff.profiling.devices import get_device
 from tests.kernels.cases import Case
+from tests.kernels.compiling import compile_all
 
 CASES = [
     Case(1, 128, 128, 2, 2, 64),
@@ -124,22 +121,9 @@ for dtype, head_dim, keys, options, capability in json.loads(sys.argv[1]):
 """
 
 
-def compile_all(wanted: list[Any], cache: Path) -> list[dict[str, Any]]:
-    """In another process: this one runs the interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(wanted)],
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def check_budget(wanted: list[Any], cache: Path) -> None:
     smallest = get_device("L4").shared_memory_per_block
-    for each in compile_all(wanted, cache):
+    for each in compile_all(PROGRAM, wanted, cache):
         assert each["shared_memory_bytes"] <= smallest, each
         assert each["spill_store_bytes"] == 0, each
 

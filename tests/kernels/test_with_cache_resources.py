@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lit_eff.profiling.devices import get_device
+from tests.kernels.compiling import compile_all
 
 PROGRAM = """
 import dataclasses, json, sys, torch
@@ -50,19 +47,6 @@ USUAL: dict[str, Any] = {
 }
 
 
-def compile_all(requests: list[dict[str, Any]], cache: Path) -> list[dict[str, Any]]:
-    """In another process: this one runs the interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([USUAL | request for request in requests])],
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.mark.parametrize("capability", [80, 90])
 def test_usual_forms_fit_and_hardly_spill(capability: int, tmp_path: Path) -> None:
     forms: list[dict[str, Any]] = [
@@ -71,7 +55,7 @@ def test_usual_forms_fit_and_hardly_spill(capability: int, tmp_path: Path) -> No
         {"batch": 64, "slots": 4096, "page": 16},
         {"head_dim": 64},
     ]
-    compiled = compile_all([{**form, "capability": capability} for form in forms], tmp_path)
+    compiled = compile_all(PROGRAM, [USUAL | form | {"capability": capability} for form in forms], tmp_path)
     assert {each["unit"] for each in compiled} == {"chunk", "segment", "row"}
     assert {each["kernel"] for each in compiled} == {"cache_split_kernel", "cache_combine_kernel"}
     for each in compiled:
@@ -92,6 +76,6 @@ def test_every_form_fits(capability: int, tmp_path: Path) -> None:
         *({"head_dim": head_dim} for head_dim in (16, 80, 256)),
         *({"head_dim": head_dim, "dtype": "float32"} for head_dim in (64, 128, 256)),
     ]
-    for each in compile_all([{**form, "capability": capability} for form in forms], tmp_path):
+    for each in compile_all(PROGRAM, [USUAL | form | {"capability": capability} for form in forms], tmp_path):
         assert each["shared_memory_bytes"] <= LIMITS[capability], each
         assert each["spill_store_bytes"] <= 512, each  # of what is used before and after the loop
