@@ -30,6 +30,8 @@ SIZES = [
     (3, 130, 2050, 33, 11),
     (2, 1024, 1024, 40, 8),  # more programs than multiprocessors, and sums scaled in the background
     (8, 1024, 1024, 16, 16),
+    (8, 1000, 200, 40, 40),  # causal: queries that see nothing among the sums scaled in the background
+    (5, 70, 1000, 40, 40),  # short items, many a program
     (1, 4096, 4096, 4, 4),
     (1, 9000, 500, 2, 2),
     (1, 500, 9000, 2, 2),  # more key blocks than half the multiprocessors: nobody starts rotated

@@ -2,7 +2,8 @@
 
 The gradient kernel reads its log-sum-exp (base 2) and delta = rowsum(dO * O) - dLSE from rows padded to whole
 query blocks, where the log-sum-exp of a row that sees nothing or does not exist is +inf: its weights are
-exp2(-inf) = 0 without a mask. It leaves dQ as a float32 sum before the scale, which the last kernel scales.
+exp2(-inf) = 0 without a mask. Its programs are persistent, one a multiprocessor. It sums dQ in float32, and
+scales and rounds the sums that are finished early; the last kernel does the others.
 
 Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head dim.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).
@@ -116,16 +117,14 @@ def backward_launches(
     query_blocks = triton.cdiv(queries, tiles.block_m)
     padded_queries = query_blocks * tiles.block_m
     key_blocks = triton.cdiv(keys, tiles.block_n)
-    programs = key_blocks * kv_heads * batch
+    items = key_blocks * kv_heads * batch
     device = call.q_BTHD.device
     at_once = multiprocessors(device)
-    # Causal heads whose programs fill the device start together; see turns.py.
+    # Causal heads whose key blocks fill the device are taken together; see turns.py.
     together = max(1, at_once // key_blocks) if call.causal else 1
-    lag = 2 * max(at_once, together * key_blocks)
     blocks = batch * heads * query_blocks
-    scaled = (
-        max(0, programs - lag) * blocks // programs
-    )  # query blocks that the gradient kernel scales itself
+    # The gradient kernel scales the sums that are finished before any program takes its last item.
+    scaled = max(0, items - at_once - together * key_blocks) * blocks // items
     dout_BTHD = dout_BTHD if obstacle_of("dout", dout_BTHD) is None else dout_BTHD.contiguous()
     rows_lse = torch.empty(batch * heads * padded_queries, dtype=torch.float32, device=device)
     rows_delta = torch.empty_like(rows_lse)
@@ -171,9 +170,10 @@ def backward_launches(
         "batch": batch,
         "query_blocks": query_blocks,
         "key_blocks": key_blocks,
+        "items": items,
         "together": together,
         "rotated": int(not call.causal and 2 * key_blocks <= at_once),
-        "lag": lag,
+        "scaled": scaled,
         "score_scale": call.scale * LOG2E,
         "scale": call.scale,
         "CAUSAL": call.causal,
@@ -195,7 +195,7 @@ def backward_launches(
     }
     return [
         Launch(attention_row_sums_kernel, query_grid, row_sums),
-        Launch(attention_gradient_kernel, (programs,), gradients, num_warps=8),
+        Launch(attention_gradient_kernel, (min(items, at_once),), gradients, num_warps=8),
         Launch(attention_scale_query_gradient_kernel, (blocks - scaled,), scaling),
     ]
 

@@ -1,6 +1,7 @@
 """The Gluon kernel of all three gradients on Hopper: programs own keys, walk the queries, add to dQ in turns.
 
-A program keeps K, V, dK and dV of one key block on chip. For each query block it forms, keys by queries,
+Programs are persistent, one a multiprocessor, and take key blocks one after another. A program keeps K, V,
+dK and dV of its key block on chip. For each query block it forms, keys by queries,
 
     S^T = K Q^T,  P^T = exp2(S^T - LSE),  dP^T = V dO^T,  dV += P^T dO,  dS^T = P^T * (dP^T - delta),
     dK += dS^T Q,  dQ = dS K,
@@ -9,10 +10,13 @@ five products, where kernels that own either keys or queries need seven (S and d
 register operands of the products that they feed; dS crosses shared memory once, for dQ, whose tiles join
 their sums in an order that makes them the same bits every time (see turns.py).
 
-Two warpgroups compute, 64 keys of the block each. Of four more warps one keeps the rings of Q and dO tiles
-full, one adds dQ tiles and two scale the finished sums of programs before. While one warpgroup is at its
-exponentials, the other has the tensor cores: running a step's products on into the next step gained nothing
-over that, and cost registers.
+Two warpgroups compute, 64 keys of the block each. Of four more warps one loads, one adds dQ tiles and two
+scale the finished sums of key blocks before. While one warpgroup is at its exponentials, the other has the
+tensor cores: running a step's products on into the next step gained nothing over that, and cost registers.
+
+All warps walk the same key blocks and count steps across them. The loading warp runs ahead: the next key
+block's first Q and dO come during the last step, its K and V as soon as that step has read the old ones,
+while dV and then dK leave through a tile of their own and the adding warp waits for its turn.
 
 Shapes: B batch, T query length, S key length, H query heads, K kv heads, D head dim.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile), s_ shared memory, d_ TMA descriptor.
@@ -45,7 +49,7 @@ from lit_eff.kernels.attention.hopper.turns import (
 
 
 class Tiles(NamedTuple):
-    """Shared memory: keys and values, rings of query tiles and of their rows, dS^T and dQ of the step."""
+    """Shared memory: keys and values, rings of query tiles and of their rows, dS^T, dQ and what is stored."""
 
     k: Any
     v: Any
@@ -55,10 +59,11 @@ class Tiles(NamedTuple):
     delta: Any
     ds: Any
     dq: Any
+    stored: Any  # dV, then dK
 
 
 class Barriers(NamedTuple):
-    """``over`` ends a step: its dQ tile is there, its dO tile and the Q tile of the step before are free."""
+    """``over`` ends a step: its dQ is there; its dO, K, V and the Q of the step before have been read."""
 
     keys_full: Any
     q_full: Any
@@ -103,35 +108,39 @@ def _load(d_source, place, full, s_tile):
 
 
 @gluon.jit
-def _load_tiles(d_q, d_k, d_v, d_dout, d_lse, d_delta, tiles, barriers, work, problem):
-    """The loading warp: K and V once, then Q with its log-sum-exp and dO with its delta, block by block."""
-    BLOCK_M: gl.constexpr = d_q.block_type.shape[1]
-    BLOCK_N: gl.constexpr = d_k.block_type.shape[1]
+def _load_tiles(
+    d_q, d_k, d_v, d_dout, d_lse, d_delta, tiles, barriers, problem,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
+):  # fmt: skip
+    """The loading warp: Q with its log-sum-exp and dO with its delta block by block, K and V once an item."""
     Q_SLOTS: gl.constexpr = tiles.q.shape[0]
     DOUT_SLOTS: gl.constexpr = tiles.dout.shape[0]
-    _load(d_k, [work.i_b, work.i_n * BLOCK_N, work.i_kv, 0], barriers.keys_full.index(0), tiles.k.index(0))
-    _load(d_v, [work.i_b, work.i_n * BLOCK_N, work.i_kv, 0], barriers.keys_full.index(0), tiles.v.index(0))
     i_step = 0
-    for i_group in range(problem.group):
-        i_h = work.i_kv * problem.group + i_group
-        o_head = (work.i_b * problem.heads + i_h) * problem.query_blocks
-        for i in range(work.count):
-            i_m = query_block(work, i, problem)
-            _wait_before(barriers.over, i_step)
-            slot = i_step % Q_SLOTS
-            _load(d_q, [work.i_b, i_m * BLOCK_M, i_h, 0], barriers.q_full.index(slot), tiles.q.index(slot))
-            _load(d_lse, [(o_head + i_m) * BLOCK_M], barriers.q_full.index(slot), tiles.lse.index(slot))
-            slot = i_step % DOUT_SLOTS
-            _load(
-                d_dout,
-                [work.i_b, i_m * BLOCK_M, i_h, 0],
-                barriers.dout_full.index(slot),
-                tiles.dout.index(slot),
-            )
-            _load(
-                d_delta, [(o_head + i_m) * BLOCK_M], barriers.dout_full.index(slot), tiles.delta.index(slot)
-            )
-            i_step += 1
+    for item in range(gl.program_id(0), problem.items, gl.num_programs(0)):
+        work = work_of(item, problem, BLOCK_M, BLOCK_N, CAUSAL)
+        for i_group in range(problem.group):
+            i_h = work.i_kv * problem.group + i_group
+            o_head = (work.i_b * problem.heads + i_h) * problem.query_blocks
+            for i in range(work.count):
+                first = query_block(work, i, problem) * BLOCK_M
+                o_row = o_head * BLOCK_M + first
+                _wait_before(barriers.over, i_step)
+                slot = i_step % Q_SLOTS
+                full = barriers.q_full.index(slot)
+                _load(d_q, [work.i_b, first, i_h, 0], full, tiles.q.index(slot))
+                _load(d_lse, [o_row], full, tiles.lse.index(slot))
+                slot = i_step % DOUT_SLOTS
+                full = barriers.dout_full.index(slot)
+                _load(d_dout, [work.i_b, first, i_h, 0], full, tiles.dout.index(slot))
+                _load(d_delta, [o_row], full, tiles.delta.index(slot))
+                if i_group + i == 0:
+                    # Once the step before is over, the last of the item before has read its K and V.
+                    _wait_before(barriers.over, i_step + DOUT_SLOTS - 1)
+                    place = [work.i_b, work.i_n * BLOCK_N, work.i_kv, 0]
+                    full = barriers.keys_full.index(0)
+                    _load(d_k, place, full, tiles.k.index(0))
+                    _load(d_v, place, full, tiles.v.index(0))
+                i_step += 1
 
 
 @gluon.constexpr_function
@@ -237,64 +246,54 @@ def _walk_queries(
 
 
 @gluon.jit
-def _compute(d_dk, d_dv, tiles, barriers, work, problem, score_scale, scale, CAUSAL: gl.constexpr):
-    """The two computing warpgroups."""
-    s_k = _matrix(tiles.k, 0)
-    s_v = _matrix(tiles.v, 0)
-    BLOCK_N: gl.constexpr = s_k.shape[0]
-    HEAD_DIM: gl.constexpr = s_k.shape[1]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, HEAD_DIM, 16])
-    b_dk = gl.zeros([BLOCK_N, HEAD_DIM], gl.float32, layout)
-    b_dv = gl.zeros([BLOCK_N, HEAD_DIM], gl.float32, layout)
-    i_step = 0
-    plain_stop = work.count - work.masked_tail
-    _wait(barriers.keys_full, 0)
-    for _ in range(problem.group):
-        b_dk, b_dv, i_step = _walk_queries(
-            b_dk, b_dv, i_step, tiles, barriers, work, 0, work.masked_head, problem, score_scale, CAUSAL, True
-        )
-        b_dk, b_dv, i_step = _walk_queries(
-            b_dk,
-            b_dv,
-            i_step,
-            tiles,
-            barriers,
-            work,
-            work.masked_head,
-            plain_stop,
-            problem,
-            score_scale,
-            CAUSAL,
-            False,
-        )
-        if CAUSAL:
-            b_dk, b_dv, i_step = _walk_queries(
-                b_dk,
-                b_dv,
-                i_step,
-                tiles,
-                barriers,
-                work,
-                plain_stop,
-                work.count,
-                problem,
-                score_scale,
-                CAUSAL,
-                True,
-            )
-    block_barrier()  # both warpgroups have read K and V
-    s_v.store(b_dv.to(s_v.dtype))
-    s_k.store((b_dk * scale).to(s_k.dtype))
+def _store(b_tile, d_tiles, place, s_stored):
+    """Start writing a tile, through shared memory that the store before may still read."""
+    tma.store_wait(0)
+    block_barrier()
+    _matrix(s_stored, 0).store(b_tile.to(s_stored.dtype))
     fence_async_shared()
     block_barrier()
-    tma.async_copy_shared_to_global(d_dv, [work.i_b, work.i_n * BLOCK_N, work.i_kv, 0], tiles.v.index(0))
-    tma.async_copy_shared_to_global(d_dk, [work.i_b, work.i_n * BLOCK_N, work.i_kv, 0], tiles.k.index(0))
+    tma.async_copy_shared_to_global(d_tiles, place, s_stored.index(0))
+
+
+@gluon.jit
+def _compute(
+    d_dk, d_dv, tiles, barriers, problem, score_scale, scale,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
+):  # fmt: skip
+    """The two computing warpgroups."""
+    HEAD_DIM: gl.constexpr = tiles.k.shape[4]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, HEAD_DIM, 16])
+    i_step = 0
+    for item in range(gl.program_id(0), problem.items, gl.num_programs(0)):
+        work = work_of(item, problem, BLOCK_M, BLOCK_N, CAUSAL)
+        plain_stop = work.count - work.masked_tail
+        b_dk = gl.zeros([BLOCK_N, HEAD_DIM], gl.float32, layout)
+        b_dv = gl.zeros([BLOCK_N, HEAD_DIM], gl.float32, layout)
+        _wait(barriers.keys_full, item // gl.num_programs(0))
+        for _ in range(problem.group):
+            b_dk, b_dv, i_step = _walk_queries(
+                b_dk, b_dv, i_step, tiles, barriers, work, 0, work.masked_head, problem, score_scale,
+                CAUSAL, True,
+            )  # fmt: skip
+            b_dk, b_dv, i_step = _walk_queries(
+                b_dk, b_dv, i_step, tiles, barriers, work, work.masked_head, plain_stop, problem, score_scale,
+                CAUSAL, False,
+            )  # fmt: skip
+            if CAUSAL:
+                b_dk, b_dv, i_step = _walk_queries(
+                    b_dk, b_dv, i_step, tiles, barriers, work, plain_stop, work.count, problem, score_scale,
+                    CAUSAL, True,
+                )  # fmt: skip
+        place = [work.i_b, work.i_n * BLOCK_N, work.i_kv, 0]
+        _store(b_dv, d_dv, place, tiles.stored)
+        _store(b_dk * scale, d_dk, place, tiles.stored)
     tma.store_wait(0)
 
 
 SIZES = (
     "stride_b", "stride_t", "stride_h", "queries", "keys", "heads", "group", "batch",
-    "query_blocks", "key_blocks", "together", "rotated", "lag",
+    "query_blocks", "key_blocks", "items", "together", "rotated", "scaled",
 )  # fmt: skip
 
 
@@ -302,15 +301,17 @@ SIZES = (
 def attention_gradient_kernel(
     d_q, d_k, d_v, d_dout, d_lse, d_delta, d_dk, d_dv, d_dq_sum, p_dq_sum, p_dq, p_turns,
     stride_b, stride_t, stride_h,
-    queries, keys, heads, group, batch, query_blocks, key_blocks, together, rotated, lag, score_scale, scale,
+    queries, keys, heads, group, batch, query_blocks, key_blocks, items, together, rotated, scaled,
+    score_scale, scale,
     CAUSAL: gl.constexpr, Q_SLOTS: gl.constexpr, DOUT_SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """dK and dV of a key block of a kv head, its part of the sums of dQ; dQ (strides b, t, h) of others."""
+    """dK and dV of all key blocks, the sums of dQ, and dQ itself (strides b, t, h) where ``scaled`` says."""
     BLOCK_M: gl.constexpr = d_q.block_type.shape[1]
     BLOCK_N: gl.constexpr = d_k.block_type.shape[1]
     HEAD_DIM: gl.constexpr = d_q.block_type.shape[3]
-    problem = Problem(queries, keys, heads, group, batch, query_blocks, key_blocks, together, rotated, lag)
-    work = work_of(problem, BLOCK_M, BLOCK_N, CAUSAL)
+    problem = Problem(
+        queries, keys, heads, group, batch, query_blocks, key_blocks, items, together, rotated, scaled
+    )
     ds_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_M], d_q.dtype)
     tiles = Tiles(
         allocate_tiles(d_k, 1),
@@ -321,6 +322,7 @@ def attention_gradient_kernel(
         allocate_tiles(d_delta, DOUT_SLOTS),
         gl.allocate_shared_memory(d_q.dtype, [1, BLOCK_N, BLOCK_M], ds_layout),
         allocate_tiles(d_dq_sum, 1),
+        allocate_tiles(d_dk, 1),
     )
     barriers = Barriers(
         _allocate_barriers(1, 2),
@@ -332,12 +334,21 @@ def attention_gradient_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_compute, (d_dk, d_dv, tiles, barriers, work, problem, score_scale, scale, CAUSAL)),
-            (_load_tiles, (d_q, d_k, d_v, d_dout, d_lse, d_delta, tiles, barriers, work, problem)),
+            (
+                _compute,
+                (d_dk, d_dv, tiles, barriers, problem, score_scale, scale, BLOCK_M, BLOCK_N, CAUSAL),
+            ),
+            (
+                _load_tiles,
+                (
+                    d_q, d_k, d_v, d_dout, d_lse, d_delta, tiles, barriers, problem,
+                    BLOCK_M, BLOCK_N, CAUSAL,
+                ),
+            ),
             (
                 add_in_turn,
                 (
-                    d_dq_sum, p_turns, tiles.dq, barriers.over, barriers.dq_empty, work, problem,
+                    d_dq_sum, p_turns, tiles.dq, barriers.over, barriers.dq_empty, problem,
                     BLOCK_M, BLOCK_N, CAUSAL,
                 ),
             ),

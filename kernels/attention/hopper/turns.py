@@ -1,22 +1,28 @@
 """In which order the programs of the gradient kernel take their work, and how they add to dQ in turns.
 
-dQ of a query block is a sum over key blocks, each the work of another program. Every query block has a
-counter of how many have added to it; a program adds its part (the copy engine's reduction, in the L2 cache)
-when its turn has come, then moves the counter on. The order of the sum is fixed, and so is every bit of dQ.
+An item of work is one key block of a kv head. Programs are persistent: of n programs, program p takes the
+items p, p + n, p + 2 n, ...
+
+dQ of a query block is a sum over key blocks, each another item. Every query block has a counter of how many
+have added to it; a program adds its part (the copy engine's reduction, in the L2 cache) when its turn has
+come, then moves the counter on. The order of the sum is fixed, and so is every bit of dQ.
 
 The order also says how long programs wait. They should reach a query block one after another by themselves:
 
 - Causal: key blocks of a head start from the last, which the fewest queries see, each at its diagonal: one
-  step apart at every query block. That leaves the longest programs for the end, so every second group of
-  heads goes the other way round: the first key block first, from the last query back to the diagonal. Then a
-  short program of one group and a long one of the next fill a multiprocessor's time evenly.
-- Not causal: each key block starts at its own place among the query blocks and goes round. Programs then
-  wait for one another in a circle, so all of a head must run at once: only where they fill half the
+  step apart at every query block. That leaves the longest walks for the end, so every second group of heads
+  goes the other way round: the first key block first, from the last query back to the diagonal. Then a short
+  walk of one group and a long one of the next fill a multiprocessor's time evenly.
+- Not causal: each key block starts at its own place among the query blocks and goes round. Items then wait
+  for one another in a circle, so all of a head must run at once: only where they fill half the
   multiprocessors at most. Longer rows start at query 0, and fall into step in their first round.
 
-Otherwise a program waits only for programs that started before it, so none waits for ever.
+No program waits for ever, if all run at once, one a multiprocessor at most. Otherwise an item waits only for
+lower ones: the lowest that is unfinished never does, and its program has come to it. Where items of a head
+wait in a circle, they lie in different programs, which have come to them once all lower heads are finished.
 
-A finished sum is scaled and rounded in the background too, by a program that starts ``lag`` programs later.
+A finished sum is scaled and rounded in the background too; of those that the last items finish, there is
+nothing left to hide it behind.
 
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile), s_ shared memory, d_ TMA descriptor.
 """
@@ -44,15 +50,17 @@ class Problem(NamedTuple):
     batch: Any
     query_blocks: Any
     key_blocks: Any
-    together: Any  # kv heads whose programs start in turns
+    items: Any  # key blocks of all kv heads
+    together: Any  # kv heads whose key blocks are taken in turns
     rotated: Any  # 1: key blocks start at their own places, 0: at query 0
-    lag: Any  # programs between the one that adds last and the one that scales
+    scaled: Any  # query blocks whose sums the gradient kernel scales itself, from the first head's on
 
 
 class Work(NamedTuple):
     """A key block and its walk: ``count`` query blocks from ``first`` on, ``stride`` (1 or -1) apart.
 
-    The first ``masked_head`` and the last ``masked_tail`` of them hide some keys from some queries.
+    The first ``masked_head`` and the last ``masked_tail`` of them hide some keys from some queries. There is
+    always one at least: the last query sees all keys.
     """
 
     i_b: Any
@@ -66,12 +74,11 @@ class Work(NamedTuple):
 
 
 @gluon.jit
-def work_of(problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """This program's work."""
-    place = gl.program_id(0)
+def work_of(item, problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """The work of an item."""
     kv_heads = problem.heads // problem.group
-    heads_before = place // (problem.together * problem.key_blocks) * problem.together
-    place -= heads_before * problem.key_blocks
+    heads_before = item // (problem.together * problem.key_blocks) * problem.together
+    place = item - heads_before * problem.key_blocks
     together = gl.minimum(problem.together, kv_heads * problem.batch - heads_before)
     i_head = heads_before + place % together
     rank = place // together
@@ -120,7 +127,7 @@ def _key_blocks_seen(i_m, problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
 
 @gluon.jit
 def _turn(work, i_m, problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """How many key blocks add to query block ``i_m`` before this program's."""
+    """How many key blocks add to query block ``i_m`` before that of ``work``."""
     if CAUSAL:
         seen = _key_blocks_seen(i_m, problem, BLOCK_M, BLOCK_N, CAUSAL)
         turn = gl.where(work.stride > 0, seen - 1 - work.i_n, work.i_n)
@@ -142,46 +149,54 @@ def _async_add_shared_to_global(tensor_desc, coord, src, _semantic=None):
 
 
 @gluon.jit
-def _wait_for_count(p_turn, count):
+def _wait_for_count(p_turn, count, NAP: gl.constexpr):
+    """Wait until ``count`` key blocks have added, looking again after ``NAP`` ns."""
     now = 0
     while now < count:
         now = gl.inline_asm_elementwise(
             "ld.acquire.gpu.global.b32 $0, [$1];", "=r,l", [p_turn], gl.int32, is_pure=False, pack=1
         )
+        if NAP > 0:
+            gl.inline_asm_elementwise(
+                "nanosleep.u32 $1; mov.b32 $0, 0;", "=r,r", [gl.to_tensor(NAP)], gl.int32,
+                is_pure=False, pack=1,
+            )  # fmt: skip
 
 
 @gluon.jit
 def add_in_turn(
-    d_dq_sum, p_turns, s_dq, step_over, dq_empty, work, problem,
+    d_dq_sum, p_turns, s_dq, step_over, dq_empty, problem,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """The adding warp: dQ tiles join the sums of their query blocks in turn, the first by a plain store."""
     STEPS: gl.constexpr = step_over.shape[0]
     i_step = 0
-    for i_group in range(problem.group):
-        o_head = (work.i_b * problem.heads + work.i_kv * problem.group + i_group) * problem.query_blocks
-        for i in range(work.count):
-            i_m = query_block(work, i, problem)
-            turn = _turn(work, i_m, problem, BLOCK_M, BLOCK_N, CAUSAL)
-            row = (o_head + i_m) * BLOCK_M
-            mbarrier.wait(step_over.index(i_step % STEPS), i_step // STEPS & 1)
-            _wait_for_count(p_turns + o_head + i_m, turn)
-            if turn == 0:
-                tma.async_copy_shared_to_global(d_dq_sum, [row, 0], s_dq.index(0))
-            else:
-                _async_add_shared_to_global(d_dq_sum, [row, 0], s_dq.index(0))
-            tma.store_wait(0)  # the tile has left shared memory
-            mbarrier.arrive(dq_empty.index(0), count=1)
-            # Once the sum is in place, the next in turn may add.
-            gl.inline_asm_elementwise(
-                "cp.async.bulk.wait_group 0; mov.b32 $0, 0;", "=r", [], gl.int32, False, 1
-            )
-            block_barrier()
-            gl.inline_asm_elementwise(
-                "st.release.gpu.global.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r",
-                [p_turns + o_head + i_m, turn + 1], gl.int32, is_pure=False, pack=1,
-            )  # fmt: skip
-            i_step += 1
+    for item in range(gl.program_id(0), problem.items, gl.num_programs(0)):
+        work = work_of(item, problem, BLOCK_M, BLOCK_N, CAUSAL)
+        for i_group in range(problem.group):
+            o_head = (work.i_b * problem.heads + work.i_kv * problem.group + i_group) * problem.query_blocks
+            for i in range(work.count):
+                i_m = query_block(work, i, problem)
+                turn = _turn(work, i_m, problem, BLOCK_M, BLOCK_N, CAUSAL)
+                row = (o_head + i_m) * BLOCK_M
+                mbarrier.wait(step_over.index(i_step % STEPS), i_step // STEPS & 1)
+                _wait_for_count(p_turns + o_head + i_m, turn, 0)
+                if turn == 0:
+                    tma.async_copy_shared_to_global(d_dq_sum, [row, 0], s_dq.index(0))
+                else:
+                    _async_add_shared_to_global(d_dq_sum, [row, 0], s_dq.index(0))
+                tma.store_wait(0)  # the tile has left shared memory
+                mbarrier.arrive(dq_empty.index(0), count=1)
+                # Once the sum is in place, the next in turn may add.
+                gl.inline_asm_elementwise(
+                    "cp.async.bulk.wait_group 0; mov.b32 $0, 0;", "=r", [], gl.int32, False, 1
+                )
+                block_barrier()
+                gl.inline_asm_elementwise(
+                    "st.release.gpu.global.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r",
+                    [p_turns + o_head + i_m, turn + 1], gl.int32, is_pure=False, pack=1,
+                )  # fmt: skip
+                i_step += 1
 
 
 @gluon.jit
@@ -189,33 +204,30 @@ def scale_finished(
     p_dq_sum, p_dq, p_turns, stride_b, stride_t, stride_h, scale, problem,
     HEAD_DIM: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
-    """The scaling warps: dQ = scale * sum for the query blocks that fall to the program ``lag`` before this.
+    """The scaling warps: dQ = scale * sum for the query blocks below ``scaled``, once all have added.
 
-    All programs that add to those start before this one. The shares of the last ``lag`` programs are left to
-    `backward.attention_scale_query_gradient_kernel`.
+    The rest is left to `backward.attention_scale_query_gradient_kernel`.
     """
     ROWS: gl.constexpr = 512 // HEAD_DIM
     LANES: gl.constexpr = HEAD_DIM // 4
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [32 // LANES, LANES], [2, 1], [1, 0])
-    o_row = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
+    o_tile = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     o_d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
-    share = gl.program_id(0) - problem.lag
-    blocks = problem.batch * problem.heads * problem.query_blocks
-    if share >= 0:
-        start = (gl.cast(share, gl.int64) * blocks // gl.num_programs(0)).to(gl.int32)
-        stop = (gl.cast(share + 1, gl.int64) * blocks // gl.num_programs(0)).to(gl.int32)
-        for i in range(start, stop):
-            i_m = i % problem.query_blocks
-            i_bh = i // problem.query_blocks
-            _wait_for_count(p_turns + i, _key_blocks_seen(i_m, problem, BLOCK_M, BLOCK_N, CAUSAL))
-            p_sum = p_dq_sum + gl.cast(i, gl.int64) * (BLOCK_M * HEAD_DIM)
-            p_head = p_dq + (i_bh // problem.heads).to(gl.int64) * stride_b
-            p_head += (i_bh % problem.heads).to(gl.int64) * stride_h
-            for row in range(i_m * BLOCK_M, gl.minimum((i_m + 1) * BLOCK_M, problem.queries), ROWS):
-                o_tile = o_row[:, None] * HEAD_DIM + o_d[None, :]
-                b_sum = gl.load(p_sum + o_tile, cache_modifier=".cg")
-                p_rows = p_head + gl.cast(row, gl.int64) * stride_t
-                p_rows += o_row[:, None] * stride_t + o_d[None, :]
-                m_rows = (row + o_row < problem.queries)[:, None] & (o_d < HEAD_DIM)[None, :]
-                gl.store(p_rows, (b_sum * scale).to(p_dq.dtype.element_ty), mask=m_rows)
-                p_sum += ROWS * HEAD_DIM
+    for i in range(gl.program_id(0), problem.scaled, gl.num_programs(0)):
+        i_m = i % problem.query_blocks
+        i_bh = i // problem.query_blocks
+        seen = _key_blocks_seen(i_m, problem, BLOCK_M, BLOCK_N, CAUSAL)
+        _wait_for_count(p_turns + i, seen, 200)
+        o_row = i_m * BLOCK_M + o_tile
+        p_sums = p_dq_sum + (i * BLOCK_M + o_tile).to(gl.int64)[:, None] * HEAD_DIM + o_d[None, :]
+        p_head = p_dq + (i_bh // problem.heads).to(gl.int64) * stride_b
+        p_head += (i_bh % problem.heads).to(gl.int64) * stride_h
+        p_rows = p_head + o_row.to(gl.int64)[:, None] * stride_t + o_d[None, :]
+        for _ in range(gl.cdiv(gl.minimum(problem.queries - i_m * BLOCK_M, BLOCK_M), ROWS)):
+            b_sum = gl.load(p_sums, cache_modifier=".cg")
+            b_sum = gl.where(seen > 0, b_sum, 0.0)  # nobody has written the sums of queries that see nothing
+            m_rows = (o_row < problem.queries)[:, None] & (o_d < HEAD_DIM)[None, :]
+            gl.store(p_rows, (b_sum * scale).to(p_dq.dtype.element_ty), mask=m_rows)
+            o_row += ROWS
+            p_sums += ROWS * HEAD_DIM
+            p_rows += ROWS * stride_t
