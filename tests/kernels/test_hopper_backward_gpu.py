@@ -34,7 +34,8 @@ SIZES = [
     (5, 70, 1000, 40, 40),  # short items, many a program
     (1, 4096, 4096, 4, 4),
     (1, 9000, 500, 2, 2),
-    (1, 500, 9000, 2, 2),  # more key blocks than half the multiprocessors: nobody starts rotated
+    (1, 500, 9000, 2, 2),  # rounds of whole heads would leave half the multiprocessors idle
+    (2, 200, 16000, 1, 1),  # a round is one head
 ]
 CASES = [
     Case(*sizes, head_dim, {"causal": causal})

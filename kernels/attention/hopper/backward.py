@@ -38,6 +38,7 @@ class GradientTiles:
     dout_slots: int
 
 
+FULL = 0.9  # of the multiprocessors: the fewest that programs of whole heads may leave in use
 GRADIENT_TILES = {64: GradientTiles(128, 128, 3, 2), 128: GradientTiles(64, 128, 3, 2)}  # by head dim
 
 
@@ -120,11 +121,15 @@ def backward_launches(
     items = key_blocks * kv_heads * batch
     device = call.q_BTHD.device
     at_once = multiprocessors(device)
-    # Causal heads whose key blocks fill the device are taken together; see turns.py.
+    # Programs that take whole heads at a time, key blocks in a circle; see turns.py.
+    whole = at_once // key_blocks * key_blocks
+    rotated = not call.causal and whole >= FULL * min(at_once, items)
+    programs = min(items, whole if rotated else at_once)
+    # Causal heads whose key blocks fill the device are taken together.
     together = max(1, at_once // key_blocks) if call.causal else 1
     blocks = batch * heads * query_blocks
     # The gradient kernel scales the sums that are finished before any program takes its last item.
-    scaled = max(0, items - at_once - together * key_blocks) * blocks // items
+    scaled = max(0, items - programs - together * key_blocks) * blocks // items
     dout_BTHD = dout_BTHD if obstacle_of("dout", dout_BTHD) is None else dout_BTHD.contiguous()
     rows_lse = torch.empty(batch * heads * padded_queries, dtype=torch.float32, device=device)
     rows_delta = torch.empty_like(rows_lse)
@@ -172,7 +177,7 @@ def backward_launches(
         "key_blocks": key_blocks,
         "items": items,
         "together": together,
-        "rotated": int(not call.causal and 2 * key_blocks <= at_once),
+        "rotated": int(rotated),
         "scaled": scaled,
         "score_scale": call.scale * LOG2E,
         "scale": call.scale,
@@ -195,7 +200,7 @@ def backward_launches(
     }
     return [
         Launch(attention_row_sums_kernel, query_grid, row_sums),
-        Launch(attention_gradient_kernel, (min(items, at_once),), gradients, num_warps=8),
+        Launch(attention_gradient_kernel, (programs,), gradients, num_warps=8),
         Launch(attention_scale_query_gradient_kernel, (blocks - scaled,), scaling),
     ]
 

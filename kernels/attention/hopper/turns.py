@@ -14,12 +14,12 @@ The order also says how long programs wait. They should reach a query block one 
   goes the other way round: the first key block first, from the last query back to the diagonal. Then a short
   walk of one group and a long one of the next fill a multiprocessor's time evenly.
 - Not causal: each key block starts at its own place among the query blocks and goes round. Items then wait
-  for one another in a circle, so all of a head must run at once: only where they fill half the
-  multiprocessors at most. Longer rows start at query 0, and fall into step in their first round.
+  for one another in a circle, so all of a head run at once: the number of programs is a multiple of the key
+  blocks, and each round takes whole heads. Where that would leave too many multiprocessors idle, walks start
+  at query 0, and fall into step in the first round.
 
 No program waits for ever, if all run at once, one a multiprocessor at most. Otherwise an item waits only for
-lower ones: the lowest that is unfinished never does, and its program has come to it. Where items of a head
-wait in a circle, they lie in different programs, which have come to them once all lower heads are finished.
+lower ones: the lowest that is unfinished never does, and its program has come to it.
 
 A finished sum is scaled and rounded in the background too; of those that the last items finish, there is
 nothing left to hide it behind.
