@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 PATHS = ("portable", "hopper")
 FORCED = "LIT_EFF_ATTENTION"
-# Its kernel was right and fast on an H100; its order of programs and its dQ scaling are newer than that run.
-UNPROVEN = f"the Hopper backward pass in its present form has not run on a GPU; {FORCED}=hopper takes it"
 
 _forced: str | None = None
 
@@ -69,8 +67,6 @@ def path_of(call: AttentionCall, *, backward: bool = False) -> Path:
     if forced == "portable":
         return Path("portable", "forced")
     obstacle = _hopper_obstacle(call, backward)
-    if obstacle is None and backward and not forced:
-        return Path("portable", UNPROVEN)
     if obstacle is None:
         return Path("hopper", "forced" if forced else "an sm_90 device and a call that its kernels cover")
     if forced == "hopper":

@@ -114,7 +114,8 @@ def check_case(case: AttentionCase, device: str) -> Outcome:
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     plain = _run(reference, inputs, accumulate=dtype)
     exact = _run(reference, inputs, wide, accumulate=wide)
-    paths = ["hopper", "portable"] if _path_of(inputs) == "hopper" else [None]
+    # The Hopper kernels take more calls forward than backward, so they cannot be forced on both.
+    paths = [None, "portable"] if _path_of(inputs) == "hopper" else [None]
     faults = []
     for path in paths:
         with use_path(path), poisoned_memory():

@@ -141,9 +141,7 @@ def test_path_of_a_gpu_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sm_80, not sm_90" in paths.path_of(meta_call(80)).reason
     monkeypatch.setattr(paths, "_hopper_obstacle", lambda call, backward: None)
     assert paths.path_of(meta_call(90)).name == "hopper"
-    assert str(paths.path_of(meta_call(90), backward=True)) == f"portable ({paths.UNPROVEN})"
-    with use_path("hopper"):
-        assert paths.path_of(meta_call(90), backward=True).name == "hopper"
+    assert paths.path_of(meta_call(90), backward=True).name == "hopper"
     with use_path("portable"):
         assert str(paths.path_of(meta_call(90))) == "portable (forced)"
     monkeypatch.setenv(paths.FORCED, "portable")

@@ -106,7 +106,7 @@ def in_python(name: str) -> Callable[..., Any]:
         (1, 70, 5000, 1, 1),
         (3, 1000, 300, 40, 40),
         (1, 9000, 9000, 2, 2),
-        (5, 8000, 8000, 3, 3),  # 63 key blocks: 132 multiprocessors take two heads a round, fewer start at query 0
+        (5, 8000, 8000, 3, 3),  # 63 key blocks: on 132 multiprocessors two heads a round
         (2, 4096, 4096, 16, 16),
     ],
 )

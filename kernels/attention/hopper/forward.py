@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from lit_eff.kernels.attention.call import AttentionCall
+from lit_eff.kernels.attention.hopper.mask import hide_from
 from lit_eff.kernels.attention.hopper.pipeline import (
     allocate_ring,
     allocate_tiles,
@@ -36,8 +37,6 @@ from lit_eff.kernels.attention.hopper.pipeline import (
     multiprocessors,
     release,
     row_tiles,
-    turn_give,
-    turn_wait,
     wait_full,
 )
 from lit_eff.kernels.attention.hopper.schedule import (
@@ -57,26 +56,42 @@ LN2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
+def _load_first(
+    d_q, d_k, queries, keys, turn, n, tile, problem, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr
+):
+    """Load the queries of a tile and the first of its keys."""
+    for c in gl.static_range(CONSUMERS):
+        load_next(queries, turn * CONSUMERS + c, d_q, tile.i_b, tile.first + c * ROWS, tile.i_h)
+    load_next(keys, n, d_k, tile.i_b, (tile.stop - 1) * BLOCK_N, tile.i_h // problem.group)
+
+
+@gluon.jit
 def _produce(
     d_q, d_k, d_v, queries, keys, values, problem,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
-    """Load every tile of Q, K and V in the order in which the consumers come to need them."""
+    """Load every tile of Q, K and V in the order in which the consumers come to need them.
+
+    Keys go one block ahead of values, from tile to tile too.
+    """
     BLOCK_M: gl.constexpr = CONSUMERS * ROWS
+    turns = turns_of(problem, BLOCK_M)
+    tile = tile_of(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
     n = 0
-    for turn in range(turns_of(problem, BLOCK_M)):
-        tile = tile_of(turn, problem, BLOCK_M, BLOCK_N, CAUSAL)
+    _load_first(d_q, d_k, queries, keys, 0, n, tile, problem, CONSUMERS, BLOCK_N)
+    for turn in range(turns):
+        following = tile_of(gl.minimum(turn + 1, turns - 1), problem, BLOCK_M, BLOCK_N, CAUSAL)
         i_kv = tile.i_h // problem.group
-        for c in gl.static_range(CONSUMERS):
-            load_next(queries, turn * CONSUMERS + c, d_q, tile.i_b, tile.first + c * ROWS, tile.i_h)
-        load_next(keys, n, d_k, tile.i_b, (tile.stop - 1) * BLOCK_N, i_kv)
         for j in range(tile.stop - 1 - tile.start):
             i_n = tile.stop - 1 - j
             load_next(keys, n + 1, d_k, tile.i_b, (i_n - 1) * BLOCK_N, i_kv)
             load_next(values, n, d_v, tile.i_b, i_n * BLOCK_N, i_kv)
             n += 1
+        if turn + 1 < turns:
+            _load_first(d_q, d_k, queries, keys, turn + 1, n + 1, following, problem, CONSUMERS, BLOCK_N)
         load_next(values, n, d_v, tile.i_b, tile.start * BLOCK_N, i_kv)
         n += 1
+        tile = following
 
 
 @gluon.jit
@@ -95,10 +110,9 @@ def _weights(
     if MASKED:
         o_start, o_stop = sight(o_m, tile.offset, problem, CAUSAL)
         o_n = i_n * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, b_s.type.layout))
-        m_sees = o_n[None, :] < o_stop[:, None]
+        b_s = hide_from(b_s, o_n[None, :], o_stop[:, None])
         if problem.window is not None:
-            m_sees = m_sees & (o_n[None, :] >= o_start[:, None])
-        b_s = gl.where(m_sees, b_s, float("-inf"))
+            b_s = hide_from(b_s, -o_n[None, :], 1 - o_start[:, None])
     b_new_max = gl.maximum(b_max, gl.max(b_s, 1))
     b_reference = b_new_max * scale
     if MASKED:  # a query that has seen no key yet: -inf minus -inf would be NaN
@@ -117,10 +131,19 @@ def _scores(s_q, keys, n, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def _operand(b_w, DTYPE: gl.constexpr, OUTPUT: gl.constexpr):
+    """Weights rounded as the left operand of P V, in the registers where they are.
+
+    Rounding them only where they are used, a walk later, would save an eighth of the loop's instructions, but
+    the assembler of CUDA 12.8 makes wrong code of it.
+    """
+    return gl.convert_layout(b_w.to(DTYPE), gl.DotOperandLayout(0, OUTPUT, 2), assert_trivial=True)
+
+
+@gluon.jit
 def _walk_keys(
     b_acc, b_p, b_max, b_sum, n, top, bottom, s_q, keys, values, o_m, tile, problem,
-    WHICH: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr, PING_PONG: gl.constexpr,
-    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Fold the key blocks from ``top`` - 1 down to ``bottom`` in: their scores, and P V of the block before.
 
@@ -130,13 +153,9 @@ def _walk_keys(
     output: gl.constexpr = b_acc.type.layout
     for j in range(top - bottom):
         wait_full(keys, n + 1)
-        if PING_PONG:  # the products of the others end before those of this warpgroup begin
-            turn_wait(WHICH)
         b_s = _scores(s_q, keys, n + 1, scores)
         wait_full(values, n)
         b_acc = warpgroup_mma(b_p, matrix_of(values, n), b_acc, is_async=True)
-        if PING_PONG:
-            turn_give((WHICH + 1) % CONSUMERS)
         b_s = warpgroup_mma_wait(1, [b_s])
         release(keys, n + 1)
         b_w, b_max, b_sum, b_decay = _weights(
@@ -149,18 +168,15 @@ def _walk_keys(
         b_acc, b_w, b_sum = warpgroup_mma_wait(0, [b_acc, b_w, b_sum])
         release(values, n)
         b_acc = b_acc * gl.convert_layout(b_decay, gl.SliceLayout(1, output))[:, None]
-        b_p = gl.convert_layout(b_w.to(b_p.dtype), b_p.type.layout, assert_trivial=True)
+        b_p = _operand(b_w, b_p.dtype, output)
         n += 1
     return b_acc, b_p, b_max, b_sum, n
 
 
 @gluon.jit
-def _skip(keys, values, n, count, WHICH: gl.constexpr, CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr):
+def _skip(keys, values, n, count):
     """Release tiles that only the other consumers need."""
     for i in range(n, n + count):
-        if PING_PONG:
-            turn_wait(WHICH)
-            turn_give((WHICH + 1) % CONSUMERS)
         wait_full(keys, i)
         release(keys, i)
         wait_full(values, i)
@@ -169,106 +185,122 @@ def _skip(keys, values, n, count, WHICH: gl.constexpr, CONSUMERS: gl.constexpr, 
 
 
 @gluon.jit
+def _first_weights(
+    b_s, block, o_m, tile, problem,
+    DTYPE: gl.constexpr, OUTPUT: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr,
+):  # fmt: skip
+    """Rounded weights, maximum and sum of a tile's first key block."""
+    rows: gl.constexpr = o_m.type.layout
+    b_max = gl.full([ROWS], float("-inf"), gl.float32, rows)
+    b_sum = gl.zeros([ROWS], gl.float32, rows)
+    b_w, b_max, b_sum, _ = _weights(b_s, b_max, b_sum, block, o_m, tile, problem, CAUSAL, MASKED)
+    return _operand(b_w, DTYPE, OUTPUT), b_max, b_sum
+
+
+@gluon.jit
 def _consume(
     d_out, s_out, queries, keys, values, problem,
     WHICH: gl.constexpr, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
+    RAGGED: gl.constexpr,
 ):  # fmt: skip
     """The consumer that owns 64 queries of every tile.
 
-    The first scores of the next tile are under way while the output of the last one is written.
+    One tile runs on into the next: the next one's first scores are formed with the last one's P V, and turned
+    into weights under it, as from block to block within a tile.
     """
     BLOCK_M: gl.constexpr = CONSUMERS * ROWS
     HEAD_DIM: gl.constexpr = queries.tiles.shape[4]
+    dtype: gl.constexpr = keys.tiles.dtype
     WINDOW: gl.constexpr = problem.window is not None
     MASKED: gl.constexpr = CAUSAL or RAGGED or WINDOW
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     output: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
-    rows: gl.constexpr = gl.SliceLayout(1, scores)
+    o_row = WHICH * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, scores))
     # Tiles of V are released one late, while up to one at either end is passed over: that many must fit.
     gl.static_assert(keys.tiles.shape[0] >= CONSUMERS)
     s_out = s_out.index(WHICH)
-    if PING_PONG and WHICH == CONSUMERS - 1:
-        turn_give(0)
 
     turns = turns_of(problem, BLOCK_M)
     tile = tile_of(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
+    following = tile_of(gl.minimum(1, turns - 1), problem, BLOCK_M, BLOCK_N, CAUSAL)
     start, stop = own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
     i_q = WHICH
     wait_full(queries, i_q)
-    n = _skip(keys, values, 0, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
+    n = _skip(keys, values, 0, tile.stop - stop)
     wait_full(keys, n)
     b_s = _scores(matrix_of(queries, i_q), keys, n, scores)
+    b_s = warpgroup_mma_wait(0, [b_s])
+    release(keys, n)
+    b_p, b_max, b_sum = _first_weights(
+        b_s, stop - 1, tile.first + o_row, tile, problem, dtype, output, CAUSAL, MASKED
+    )
     for turn in range(turns):
-        o_m = tile.first + WHICH * ROWS + gl.arange(0, ROWS, rows)
+        o_m = tile.first + o_row
         s_q = matrix_of(queries, i_q)
-        b_s = warpgroup_mma_wait(0, [b_s])
-        release(keys, n)
-        b_max = gl.full([ROWS], float("-inf"), gl.float32, rows)
-        b_sum = gl.zeros([ROWS], gl.float32, rows)
-        b_w, b_max, b_sum, _ = _weights(b_s, b_max, b_sum, stop - 1, o_m, tile, problem, CAUSAL, MASKED)
-        b_p = gl.convert_layout(
-            b_w.to(keys.tiles.dtype), gl.DotOperandLayout(0, output, 2), assert_trivial=True
-        )
         b_acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, output)
         inner_start, inner_stop = start, stop - 1
         if MASKED:
             inner_start, inner_stop = inner_blocks(tile, start, stop, problem, WHICH, BLOCK_N, CAUSAL)
             b_acc, b_p, b_max, b_sum, n = _walk_keys(
-                b_acc, b_p, b_max, b_sum, n, stop - 1, inner_stop, s_q, keys, values, o_m, tile,
-                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
+                b_acc, b_p, b_max, b_sum, n, stop - 1, inner_stop, s_q, keys, values, o_m, tile, problem,
+                CAUSAL, True,
             )  # fmt: skip
         b_acc, b_p, b_max, b_sum, n = _walk_keys(
-            b_acc, b_p, b_max, b_sum, n, inner_stop, inner_start, s_q, keys, values, o_m, tile,
-            problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, False,
+            b_acc, b_p, b_max, b_sum, n, inner_stop, inner_start, s_q, keys, values, o_m, tile, problem,
+            CAUSAL, False,
         )  # fmt: skip
         if WINDOW:
             b_acc, b_p, b_max, b_sum, n = _walk_keys(
-                b_acc, b_p, b_max, b_sum, n, inner_start, start, s_q, keys, values, o_m, tile,
-                problem, WHICH, CONSUMERS, CAUSAL, PING_PONG, True,
+                b_acc, b_p, b_max, b_sum, n, inner_start, start, s_q, keys, values, o_m, tile, problem,
+                CAUSAL, True,
             )  # fmt: skip
         release(queries, i_q)
-        wait_full(values, n)
-        b_acc = warpgroup_mma(b_p, matrix_of(values, n), b_acc, is_async=True)
-        last_n = n
         last = tile
+        last_n = n
+        last_max = b_max
+        last_sum = b_sum
         n += 1
+        wait_full(values, last_n)
+        b_acc = warpgroup_mma(b_p, matrix_of(values, last_n), b_acc, is_async=True)
         if WINDOW:
-            n = _skip(keys, values, n, start - tile.start, WHICH, CONSUMERS, PING_PONG)
-
-        # The next tile's first scores; past the last tile they are formed from whatever is there, never read.
+            n = _skip(keys, values, n, start - tile.start)
+        tile = following
+        start, stop = own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
         if turn + 1 < turns:
-            tile = tile_of(turn + 1, problem, BLOCK_M, BLOCK_N, CAUSAL)
-            start, stop = own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
             i_q += CONSUMERS
             wait_full(queries, i_q)
-            n = _skip(keys, values, n, tile.stop - stop, WHICH, CONSUMERS, PING_PONG)
+            n = _skip(keys, values, n, tile.stop - stop)
             wait_full(keys, n)
         b_s = _scores(matrix_of(queries, i_q), keys, n, scores)
+        # Where the tile after the next lies takes divisions, for which there is time here.
+        following = tile_of(gl.minimum(turn + 2, turns - 1), problem, BLOCK_M, BLOCK_N, CAUSAL)
+        b_acc = warpgroup_mma_wait(1, [b_acc])
+        release(values, last_n)
 
-        b_max = b_max * (problem.score_scale if problem.cap is None else 1.0)
+        last_max = last_max * (problem.score_scale if problem.cap is None else 1.0)
         b_keep = 1.0
         if problem.sinks is not None:  # one more key, whose value is zero
             sink = gl.load(problem.sinks + last.i_h) * LOG2E
-            b_all_max = gl.maximum(b_max, sink)
+            b_all_max = gl.maximum(last_max, sink)
             b_reference = gl.where(b_all_max == float("-inf"), 0.0, b_all_max)
-            b_keep = gl.exp2(b_max - b_reference)
-            b_sum = b_sum * b_keep + gl.exp2(sink - b_reference)
-            b_max = b_all_max
+            b_keep = gl.exp2(last_max - b_reference)
+            last_sum = last_sum * b_keep + gl.exp2(sink - b_reference)
+            last_max = b_all_max
         # A query that saw nothing has a maximum of -inf and a sum of 0, divided as 1: output 0, LSE -inf.
-        b_sum = gl.where(b_sum == 0.0, 1.0, b_sum)
-        p_lse = problem.lse + (last.i_b * problem.heads + last.i_h).to(gl.int64) * problem.queries
-        gl.store(p_lse + o_m, (b_max + gl.log2(b_sum)) * LN2, mask=o_m < problem.queries)
-        b_acc = warpgroup_mma_wait(1, [b_acc])
-        release(values, last_n)
-        b_acc = b_acc * gl.convert_layout(b_keep / b_sum, gl.SliceLayout(1, output))[:, None]
+        last_sum = gl.where(last_sum == 0.0, 1.0, last_sum)
+        b_acc = b_acc * gl.convert_layout(b_keep / last_sum, gl.SliceLayout(1, output))[:, None]
         tma.store_wait(0)
         s_out.reshape([ROWS, HEAD_DIM]).store(b_acc.to(s_out.dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(d_out, [last.i_b, last.first + WHICH * ROWS, last.i_h, 0], s_out)
-    warpgroup_mma_wait(0, [b_s])
-    if PING_PONG and WHICH == 0:
-        turn_wait(0)
+        p_lse = problem.lse + (last.i_b * problem.heads + last.i_h).to(gl.int64) * problem.queries
+        gl.store(p_lse + o_m, (last_max + gl.log2(last_sum)) * LN2, mask=o_m < problem.queries)
+        b_s = warpgroup_mma_wait(0, [b_s])
+        if turn + 1 < turns:
+            release(keys, n)
+        b_p, b_max, b_sum = _first_weights(
+            b_s, stop - 1, tile.first + o_row, tile, problem, dtype, output, CAUSAL, MASKED
+        )
     tma.store_wait(0)
 
 
@@ -280,13 +312,13 @@ def attention_forward_kernel(
     d_q, d_k, d_v, d_out, lse, starts, sinks,
     queries, keys, heads, group, batch, together, window, score_scale, cap,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, SLOTS: gl.constexpr,
-    CAUSAL: gl.constexpr, RAGGED: gl.constexpr, PING_PONG: gl.constexpr,
+    CAUSAL: gl.constexpr, RAGGED: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     problem = Problem(
         queries, keys, heads, group, batch, together, window, starts, lse, sinks, score_scale, cap
     )
-    queries = allocate_ring(d_q, CONSUMERS, 1)
+    queries = allocate_ring(d_q, 2 * CONSUMERS, 1)
     keys = allocate_ring(d_k, SLOTS, CONSUMERS)
     values = allocate_ring(d_v, SLOTS, CONSUMERS)
     s_out = allocate_tiles(d_out, CONSUMERS)
@@ -295,9 +327,9 @@ def attention_forward_kernel(
         gl.warp_specialize(
             [
                 (_consume, (d_out, s_out, queries, keys, values, problem,
-                            0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                            0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED)),
                 (_consume, (d_out, s_out, queries, keys, values, problem,
-                            1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                            1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED)),
                 (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 1],
@@ -307,11 +339,11 @@ def attention_forward_kernel(
         gl.warp_specialize(
             [
                 (_consume, (d_out, s_out, queries, keys, values, problem,
-                            0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                            0, CONSUMERS, BLOCK_N, CAUSAL, RAGGED)),
                 (_consume, (d_out, s_out, queries, keys, values, problem,
-                            1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                            1, CONSUMERS, BLOCK_N, CAUSAL, RAGGED)),
                 (_consume, (d_out, s_out, queries, keys, values, problem,
-                            2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED, PING_PONG)),
+                            2, CONSUMERS, BLOCK_N, CAUSAL, RAGGED)),
                 (_produce, (d_q, d_k, d_v, queries, keys, values, problem, CONSUMERS, BLOCK_N, CAUSAL)),
             ],
             [4, 4, 1],
@@ -351,7 +383,6 @@ def forward_launch(
         "SLOTS": shape.slots,
         "CAUSAL": call.causal,
         "RAGGED": call.keys % shape.block_n != 0,
-        "PING_PONG": shape.ping_pong,
         "CONSUMER_REGISTERS": consumer_registers,
         "PRODUCER_REGISTERS": producer_registers,
     }

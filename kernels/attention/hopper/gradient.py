@@ -37,7 +37,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from lit_eff.kernels.attention.hopper.pipeline import allocate_tiles
+from lit_eff.kernels.attention.hopper.mask import hide_from
+from lit_eff.kernels.attention.hopper.pipeline import allocate_tiles, zero_here
 from lit_eff.kernels.attention.hopper.turns import (
     Problem,
     add_in_turn,
@@ -150,13 +151,18 @@ def _query_layout(BLOCK_M, HEAD_DIM):
     return gl.NVMMADistributedLayout([3, 0], [8 // across, across], [16, HEAD_DIM // across, 16])
 
 
+@gluon.constexpr_function
+def _score_layout(BLOCK_M):
+    """Accumulators of S^T and dP^T: 64 keys a warpgroup."""
+    return gl.NVMMADistributedLayout([3, 0], [8, 1], [16, BLOCK_M, 16])
+
+
 @gluon.jit
 def _keys_by_queries(s_keys, s_queries):
     """Start the product of a key tile and a query tile, both by rows: (keys, queries)."""
     BLOCK_N: gl.constexpr = s_keys.shape[0]
     BLOCK_M: gl.constexpr = s_queries.shape[0]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, BLOCK_M, 16])
-    b_zero = gl.zeros([BLOCK_N, BLOCK_M], gl.float32, layout)
+    b_zero = gl.zeros([BLOCK_N, BLOCK_M], gl.float32, _score_layout(BLOCK_M))
     return warpgroup_mma(s_keys, s_queries.permute((1, 0)), b_zero, use_acc=False, is_async=True)
 
 
@@ -177,27 +183,18 @@ def _add_product(b_left, s_right, b_sum):
 
 
 @gluon.jit
-def _weights(b_s, s_lse, i_m, i_n, problem, score_scale, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+def _weights(b_s, b_lse, i_m, i_n, problem, score_scale, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
     """P^T = exp2(S^T - LSE), 0 where the query does not see the key."""
     BLOCK_N: gl.constexpr = b_s.shape[0]
     BLOCK_M: gl.constexpr = b_s.shape[1]
-    row_layout: gl.constexpr = gl.SliceLayout(0, b_s.type.layout)
-    b_lse = s_lse.load(row_layout)
-    b_p = gl.exp2(b_s * score_scale - b_lse[None, :])
-    if MASKED:
+    if MASKED:  # keys past the last one count as later than any query's
         o_n = i_n * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, b_s.type.layout))
-        m_sees = (o_n < problem.keys)[:, None]
+        o_n = gl.where(o_n < problem.keys, o_n - (problem.keys - problem.queries), 1 << 30)
+        o_stop = gl.full([BLOCK_M], 1 << 30, gl.int32, b_lse.type.layout)
         if CAUSAL:
-            o_slot = i_m * BLOCK_M + (problem.keys - problem.queries) + gl.arange(0, BLOCK_M, row_layout)
-            m_sees = m_sees & (o_n[:, None] <= o_slot[None, :])
-        b_p = gl.where(m_sees, b_p, 0.0)
-    return b_p
-
-
-@gluon.jit
-def _zero_here():
-    """A 0 that LLVM cannot see through: what is computed from it is not kept in registers across a loop."""
-    return gl.inline_asm_elementwise("mov.b32 $0, 0;", "=r", [], gl.int32, is_pure=False, pack=1)
+            o_stop = i_m * BLOCK_M + 1 + gl.arange(0, BLOCK_M, b_lse.type.layout)
+        b_s = hide_from(b_s, o_n[:, None], o_stop[None, :])
+    return gl.exp2(b_s * score_scale - b_lse[None, :])
 
 
 @gluon.jit
@@ -210,24 +207,33 @@ def _walk_queries(
     Q_SLOTS: gl.constexpr = tiles.q.shape[0]
     DOUT_SLOTS: gl.constexpr = tiles.dout.shape[0]
     STEPS: gl.constexpr = barriers.over.shape[0]
+    rows: gl.constexpr = gl.SliceLayout(0, _score_layout(tiles.q.shape[2]))
+    # Log-sum-exp and delta are read before the products that they meet are there, where registers allow.
+    EARLY: gl.constexpr = not MASKED and tiles.q.shape[2] == 64
     for i in range(start, stop):
-        only = _zero_here()
+        only = zero_here()
         s_k = _matrix(tiles.k, only)
         s_ds = tiles.ds.index(only)
         s_q = _matrix(tiles.q, i_step % Q_SLOTS)
         s_dout = _matrix(tiles.dout, i_step % DOUT_SLOTS)
         _wait(barriers.q_full, i_step)
         b_s = _keys_by_queries(s_k, s_q)
+        if EARLY:
+            b_lse = tiles.lse.index(i_step % Q_SLOTS).load(rows)
         _wait(barriers.dout_full, i_step)
         b_dp = _keys_by_queries(_matrix(tiles.v, only), s_dout)
         b_s = warpgroup_mma_wait(1, (b_s,))
+        if not EARLY:
+            b_lse = tiles.lse.index(i_step % Q_SLOTS).load(rows)
         i_m = query_block(work, i, problem)
-        s_lse = tiles.lse.index(i_step % Q_SLOTS)
-        b_p = _weights(b_s, s_lse, i_m, work.i_n, problem, score_scale, CAUSAL, MASKED)
+        b_p = _weights(b_s, b_lse, i_m, work.i_n, problem, score_scale, CAUSAL, MASKED)
+        if EARLY:
+            b_delta = tiles.delta.index(i_step % DOUT_SLOTS).load(rows)
         b_dp, b_p = warpgroup_mma_wait(0, (b_dp, b_p))  # P is formed before this wait, not after
 
         b_dv = _add_product(b_p.to(dtype), s_dout, b_dv)
-        b_delta = tiles.delta.index(i_step % DOUT_SLOTS).load(gl.SliceLayout(0, b_p.type.layout))
+        if not EARLY:
+            b_delta = tiles.delta.index(i_step % DOUT_SLOTS).load(rows)
         b_ds = (b_p * (b_dp - b_delta[None, :])).to(dtype)
         s_ds.store(b_ds)
         fence_async_shared()

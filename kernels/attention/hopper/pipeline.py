@@ -143,3 +143,9 @@ def turn_give(who: gl.constexpr):
         "bar.arrive $1, 256; mov.b32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32,
         is_pure=False, pack=1,
     )  # fmt: skip
+
+
+@gluon.jit
+def zero_here():
+    """A 0 that the compiler cannot see through: what comes of it is computed here, not kept from before."""
+    return gl.inline_asm_elementwise("mov.b32 $0, 0;", "=r", [], gl.int32, is_pure=False, pack=1)
