@@ -75,7 +75,7 @@ def _produce(
     Keys go one block ahead of values, from tile to tile too.
     """
     BLOCK_M: gl.constexpr = CONSUMERS * ROWS
-    turns = turns_of(problem, BLOCK_M)
+    turns = turns_of(problem)
     tile = tile_of(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
     n = 0
     _load_first(d_q, d_k, queries, keys, 0, n, tile, problem, CONSUMERS, BLOCK_N)
@@ -220,7 +220,7 @@ def _consume(
     gl.static_assert(keys.tiles.shape[0] >= CONSUMERS)
     s_out = s_out.index(WHICH)
 
-    turns = turns_of(problem, BLOCK_M)
+    turns = turns_of(problem)
     tile = tile_of(0, problem, BLOCK_M, BLOCK_N, CAUSAL)
     following = tile_of(gl.minimum(1, turns - 1), problem, BLOCK_M, BLOCK_N, CAUSAL)
     start, stop = own_blocks(tile, problem, WHICH, CONSUMERS, BLOCK_N, CAUSAL)
@@ -304,19 +304,31 @@ def _consume(
     tma.store_wait(0)
 
 
-SIZES = ["queries", "keys", "heads", "group", "batch", "together", "window"]
+SIZES = ["queries", "query_tiles", "keys", "heads", "group", "batch", "together", "window"]
 
 
 @gluon.jit(do_not_specialize=SIZES)  # one compiled kernel serves all lengths
 def attention_forward_kernel(
     d_q, d_k, d_v, d_out, lse, starts, sinks,
-    queries, keys, heads, group, batch, together, window, score_scale, cap,
+    queries, query_tiles, keys, heads, group, batch, together, window, score_scale, cap,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, SLOTS: gl.constexpr,
     CAUSAL: gl.constexpr, RAGGED: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     problem = Problem(
-        queries, keys, heads, group, batch, together, window, starts, lse, sinks, score_scale, cap
+        queries,
+        query_tiles,
+        keys,
+        heads,
+        group,
+        batch,
+        together,
+        window,
+        starts,
+        lse,
+        sinks,
+        score_scale,
+        cap,
     )
     queries = allocate_ring(d_q, 2 * CONSUMERS, 1)
     keys = allocate_ring(d_k, SLOTS, CONSUMERS)
@@ -358,8 +370,8 @@ def forward_launch(
     """The launch that fills ``out_BTHD`` and the contiguous float32 ``lse_BHT`` of a supported call."""
     shape = shape or forward_shape(call)
     registers, consumer_registers, producer_registers = REGISTERS[shape.consumers]
-    tiles = triton.cdiv(call.queries, ROWS.value * shape.consumers) * call.heads * call.batch
-    programs = min(tiles, multiprocessors(call.q_BTHD.device))
+    query_tiles = triton.cdiv(call.queries, ROWS.value * shape.consumers)
+    programs = min(query_tiles * call.heads * call.batch, multiprocessors(call.q_BTHD.device))
     rule = call.rule()
     arguments = {
         "d_q": row_tiles(call.q_BTHD, ROWS.value),
@@ -370,6 +382,7 @@ def forward_launch(
         "starts": call.starts_B,
         "sinks": call.sinks_H,
         "queries": call.queries,
+        "query_tiles": query_tiles,
         "keys": call.keys,
         "heads": call.heads,
         "group": call.heads // call.k_BSKD.shape[2],

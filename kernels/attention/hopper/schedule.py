@@ -19,6 +19,7 @@ class Problem(NamedTuple):
     """What every partition needs. A field that is None is a constant to the compiler: its code is gone."""
 
     queries: Any
+    query_tiles: Any
     keys: Any
     heads: Any
     group: Any  # query heads a kv head
@@ -51,10 +52,10 @@ def _place(turn):
 
 
 @gluon.jit
-def turns_of(problem, BLOCK_M: gl.constexpr):
+def turns_of(problem):
     """How many tiles this program owns."""
     programs = gl.num_programs(0)
-    tiles = gl.cdiv(problem.queries, BLOCK_M) * problem.heads * problem.batch
+    tiles = problem.query_tiles * problem.heads * problem.batch
     whole = tiles // programs
     return whole + (_place(whole) < tiles - whole * programs).to(gl.int32)
 
@@ -67,11 +68,10 @@ def tile_of(turn, problem, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL:
     that no long tile is left for the end; that every second round runs backwards gives programs equal work.
     """
     i = turn * gl.num_programs(0) + _place(turn)
-    query_tiles = gl.cdiv(problem.queries, BLOCK_M)
-    first_head = i // (problem.together * query_tiles) * problem.together
+    first_head = i // (problem.together * problem.query_tiles) * problem.together
     width = gl.minimum(problem.together, problem.heads * problem.batch - first_head)
-    i = i - first_head * query_tiles
-    first = (query_tiles - 1 - i // width) * BLOCK_M
+    i = i - first_head * problem.query_tiles
+    first = (problem.query_tiles - 1 - i // width) * BLOCK_M
     i_bh = first_head + i % width
     i_b = i_bh // problem.heads
 
@@ -100,10 +100,12 @@ def sight(query, offset, problem, CAUSAL: gl.constexpr):
 @gluon.jit
 def _key_blocks(first, count, offset, problem, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
     """The key blocks [start, stop) that ``count`` queries see; one, all of it masked, if they see nothing."""
-    start, _ = sight(first, offset, problem, CAUSAL)
+    start = 0
+    if problem.window is not None:
+        start, _ = sight(first, offset, problem, CAUSAL)
+        start = gl.minimum(start, problem.keys - 1) // BLOCK_N
     last = gl.minimum(first + count, problem.queries) - 1
     _, stop = sight(last, offset, problem, CAUSAL)
-    start = gl.minimum(start, problem.keys - 1) // BLOCK_N
     return start, gl.maximum(gl.cdiv(gl.maximum(stop, 0), BLOCK_N), start + 1)
 
 
