@@ -78,7 +78,7 @@ def _hopper_obstacle(call: AttentionCall, backward: bool) -> str | None:
     """Why the Hopper kernels cannot take this call; imported only where they could."""
     if call.capability // 10 != 9:
         return f"the device is sm_{call.capability}, not sm_90"
-    if not _has_gluon():
+    if not has_gluon():
         return "this Triton has no Gluon"
     from lit_eff.kernels.attention import hopper
 
@@ -86,7 +86,8 @@ def _hopper_obstacle(call: AttentionCall, backward: bool) -> str | None:
 
 
 @cache
-def _has_gluon() -> bool:
+def has_gluon() -> bool:
+    """Whether this Triton has what the Hopper kernels are written in."""
     try:
         return importlib.util.find_spec("triton.experimental.gluon.language.nvidia.hopper") is not None
     except ModuleNotFoundError:  # not even the packages around it

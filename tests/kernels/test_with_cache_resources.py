@@ -1,4 +1,4 @@
-"""The kernels on a cache, compiled for GPUs that are not here, fit shared memory and registers."""
+"""The portable kernels on a cache, compiled for GPUs that are not here, fit shared memory and registers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from tests.kernels.compiling import compile_all
 
 PROGRAM = """
 import dataclasses, json, sys, torch
+from lit_eff.kernels.attention.with_cache import operator
 from lit_eff.kernels.attention.with_cache.call import CacheCall
-from lit_eff.kernels.attention.with_cache.operator import launches
 from lit_eff.profiling.compiled import compile_launch
+operator.obstacle = lambda call: "the portable kernel is wanted"
 torch.set_default_device("meta")
 for request in json.loads(sys.argv[1]):
     batch, slots, head_dim = request["batch"], request["slots"], request["head_dim"]
@@ -27,7 +28,7 @@ for request in json.loads(sys.argv[1]):
     lengths = torch.empty(batch, dtype=torch.int32)
     call = CacheCall(q, cache, cache, lengths, table, None, tree, head, head, 0.1, request["window"],
                      request["softcap"], None, target=request["capability"])
-    for launch in launches(call, torch.empty_like(q), torch.empty(batch, 32, queries)):
+    for launch in operator.launches(call, torch.empty_like(q), torch.empty(batch, 32, queries)):
         unit = {"unit": call.deal.unit.value}
         print(json.dumps(dataclasses.asdict(compile_launch(launch, request["capability"])) | unit))
 """

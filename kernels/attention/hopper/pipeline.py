@@ -30,13 +30,15 @@ def _tile_layout(block: tuple[int, ...], dtype: torch.dtype) -> Any:
     return gl.NVMMASharedLayout.get_default_for(list(block), ELEMENTS[dtype])
 
 
-def row_tiles(tensor_BTHD: Tensor, rows: int) -> Any:
+def row_tiles(tensor_BTHD: Tensor, rows: int, columns: int | None = None) -> Any:
     """A TMA descriptor of a (B, T, H, D) tensor whose tiles are ``rows`` rows of one head, (1, rows, 1, D).
+
+    Or (1, rows, 1, columns).
 
     Rows past the end read as 0 and are not written. `obstacle_of` tells which tensors have a descriptor.
     """
     shape, strides = tensor_BTHD.shape, tensor_BTHD.stride()
-    block = (1, rows, 1, shape[3])
+    block = (1, rows, 1, columns or shape[3])
     # The class checks everything again in its constructor, which costs more than the launch: pass it by.
     tiles = object.__new__(TensorDescriptor)
     tiles.base = tensor_BTHD

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from lit_eff.kernels.attention.tiles import padded_head_dim
-from lit_eff.kernels.attention.with_cache.tiles import CacheTiles, Deal, Unit, cache_tiles, deal
+from lit_eff.kernels.attention.with_cache.tiles import (
+    PORTABLE,
+    CacheTiles,
+    Costs,
+    Deal,
+    Unit,
+    cache_tiles,
+    deal,
+)
 
 LOG2E = math.log2(math.e)
 
@@ -36,6 +44,7 @@ class CacheCall:
     softcap: float | None
     max_length: int | None
     target: int | None = None  # compile for this capability rather than for the tensors' device
+    costs: Costs = PORTABLE  # of the kernel that walks the cache
 
     @property
     def batch(self) -> int:
@@ -91,7 +100,7 @@ class CacheCall:
     def deal(self) -> Deal:
         """How the work is dealt to programs: by shapes and device, never by values."""
         row_tiles = self.batch * self.kv_heads * -(-self.rows // self.tiles.rows)
-        return deal(self.tiles, self.capacity, row_tiles, self.processors)
+        return deal(self.tiles, self.capacity, row_tiles, self.processors, self.costs)
 
     def row_arguments(self) -> dict[str, Any]:
         """The arguments that both kernels share."""

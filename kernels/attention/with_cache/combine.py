@@ -40,7 +40,7 @@ def row_tile(
     first_t = first_row // group
     last_t = tl.minimum((first_row + ROWS - 1) // group, count - 1)
     stop = tl.where(first_t <= last_t, tl.minimum(length + last_t + 1, capacity), 0)
-    start = tl.zeros_like(length)
+    start = length * 0
     if WINDOWED:
         start = tl.maximum(length + first_t - window + 1, 0)
     return length, o_t, o_slot, o_last, start, stop
@@ -77,7 +77,7 @@ def finish(b_acc, b_max, b_sum, p_sink, m_row):
     if p_sink is not None:
         b_sink = tl.load(p_sink, mask=m_row, other=float("-inf")) * 1.4426950408889634  # log2 e
         b_one = tl.where(m_row, 1.0, 0.0)
-        b_acc, b_max, b_sum = fold(b_acc, b_max, b_sum, tl.zeros_like(b_acc), b_sink, b_one)
+        b_acc, b_max, b_sum = fold(b_acc, b_max, b_sum, 0.0, b_sink, b_one)
     # A row that saw nothing has a maximum of -inf and a sum of 0, divided as 1: output 0, log-sum-exp -inf.
     b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
     b_acc = b_acc / spread(b_sum, b_acc)

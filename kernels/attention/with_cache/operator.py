@@ -7,6 +7,7 @@ Shapes: B batch, T query length, S cache slots, P pages a row, H query heads, K 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +16,22 @@ from torch import Tensor
 from lit_eff.kernels.attention.call import addressable
 from lit_eff.kernels.attention.with_cache.call import CacheCall, Partials
 from lit_eff.kernels.attention.with_cache.combine import combine_launch
-from lit_eff.kernels.attention.with_cache.split import split_launch
-from lit_eff.kernels.attention.with_cache.tiles import Unit
+from lit_eff.kernels.attention.with_cache.paths import obstacle
+from lit_eff.kernels.attention.with_cache.tiles import HOPPER, Unit
 from lit_eff.profiling.launch import Launch
 
 
 def launches(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor) -> list[Launch]:
-    """What fills the contiguous ``out_BTHD`` and ``lse_BHT``: one launch, or parts and then their join."""
+    """What fills the contiguous ``out_BTHD`` and ``lse_BHT``: one launch, or parts and then their join.
+
+    The Hopper kernel's where it can take the call; both yield the same bits.
+    """
+    if obstacle(call) is None:
+        from lit_eff.kernels.attention.with_cache.hopper import split_launch
+
+        call = replace(call, costs=HOPPER)
+    else:
+        from lit_eff.kernels.attention.with_cache.split import split_launch
     share = call.deal
     if share.unit is Unit.ROW:
         carried = None if share.parts == 1 else Partials.empty(call, 1)

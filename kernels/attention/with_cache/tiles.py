@@ -8,15 +8,25 @@ from functools import lru_cache
 
 from lit_eff.kernels.attention.tiles import padded_head_dim
 
-# What the deal of the work goes by. Times are in slots that a program reads in company of another.
-RESIDENT = 2  # programs that a multiprocessor holds at once
-ALONE = 0.6  # of the time a slot takes in company
-START = 64  # starting a program
-PART = 64  # writing a partial result
-CARRY = 128  # taking what the segments so far yield from one to the next
-ROWS_ONLY = (
-    8  # row tiles a multiprocessor from which on there is work enough, and partial results are too large
-)
+# Row tiles a multiprocessor from which on there is work enough, and partial results are too large.
+ROWS_ONLY = 8
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the deal of the work goes by. Times are in slots that a program reads in company of others."""
+
+    resident: int  # programs that a multiprocessor holds at once
+    alone: float  # of the time a slot takes in company
+    start: int  # starting a program or, where programs are persistent, what they own next
+    part: int  # writing a partial result
+    carry: int  # taking what the segments so far yield from one to the next
+    join: int  # the combine kernel
+
+
+PORTABLE = Costs(resident=2, alone=0.6, start=64, part=64, carry=128, join=0)
+# A slot's keys and values take one of 132 multiprocessors 22 ns at dim 128, the combine kernel 2.3 us.
+HOPPER = Costs(resident=1, alone=1.0, start=32, part=16, carry=32, join=104)
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class CacheTiles:
     head dim and device type, never on batch, lengths or the number of queries. Softmax runs on from step to
     step within a chunk; chunks are joined in order to segments, segments in order to the result. All borders
     are multiples of these constants, so that a row meets the same sums in the same order in any company.
+    The Hopper kernel walks by them too; warps and stages are the portable one's.
     """
 
     rows: int
@@ -44,12 +55,12 @@ def cache_tiles(head_dim: int, element_bytes: int, capability: int = 80) -> Cach
     if element_bytes == 4:
         return CacheTiles(32, 16 if wide else 32, 256, 4096, 8, 2)
     if 90 <= capability < 120:  # 227 KB of shared memory: two programs, or one of a wide head
-        return CacheTiles(64, 32, 256, 4096, 8, 4) if wide else CacheTiles(64, 64, 256, 4096, 4, 3)
+        return CacheTiles(64, 32, 512, 4096, 8, 4) if wide else CacheTiles(64, 64, 512, 4096, 4, 3)
     return CacheTiles(32, 32, 256, 4096, 8, 2) if wide else CacheTiles(32, 32, 256, 4096, 4, 3)  # fits 99 KB
 
 
 class Unit(Enum):
-    """What a program owns of a row tile's cache; the combine kernel joins all but whole rows."""
+    """What a program or item owns of a row tile's cache; the combine kernel joins all but whole rows."""
 
     CHUNK = "chunk"
     SEGMENT = "segment"
@@ -58,7 +69,7 @@ class Unit(Enum):
 
 @dataclass(frozen=True)
 class Deal:
-    """The unit of work, how many of them a row may have, and the programs that share them."""
+    """The unit of work, how many of them a row may have, and the programs or items that share them."""
 
     unit: Unit
     parts: int
@@ -66,7 +77,7 @@ class Deal:
 
 
 @lru_cache(maxsize=1024)
-def deal(tiles: CacheTiles, slots: int, row_tiles: int, processors: int) -> Deal:
+def deal(tiles: CacheTiles, slots: int, row_tiles: int, processors: int, costs: Costs = PORTABLE) -> Deal:
     """Share out rows of up to ``slots`` slots. ``row_tiles``: those of all rows and kv heads together.
 
     The deal that should end first if every row is full. Lengths are not known on the host: a program finds
@@ -74,12 +85,13 @@ def deal(tiles: CacheTiles, slots: int, row_tiles: int, processors: int) -> Deal
     """
 
     def time(share: Deal) -> float:
-        waves, rest = divmod(row_tiles * share.runs, RESIDENT * processors)
-        waves_time = waves + (0 if rest == 0 else ALONE if rest <= processors else 1)
+        waves, rest = divmod(row_tiles * share.runs, costs.resident * processors)
+        waves_time = waves + (0 if rest == 0 else costs.alone if rest <= processors else 1)
         if share.unit is Unit.ROW:
-            return waves_time * (START + slots + (share.parts - 1) * CARRY)
+            return waves_time * (costs.start + slots + (share.parts - 1) * costs.carry)
         unit_slots = tiles.chunk if share.unit is Unit.CHUNK else tiles.segment
-        return waves_time * (START + -(-share.parts // share.runs) * (unit_slots + PART)) + share.parts
+        units_time = -(-share.parts // share.runs) * (unit_slots + costs.part)
+        return waves_time * (costs.start + units_time) + share.parts + costs.join
 
     segments, chunks = (max(1, -(-slots // size)) for size in (tiles.segment, tiles.chunk))
     deals = [Deal(Unit.ROW, segments, 1)]
@@ -87,6 +99,8 @@ def deal(tiles: CacheTiles, slots: int, row_tiles: int, processors: int) -> Deal
         return deals[0]
     for unit, parts in ((Unit.SEGMENT, segments), (Unit.CHUNK, chunks)):
         deals += [
-            Deal(unit, parts, runs) for runs in range(1, min(parts, RESIDENT * processors) + 1) if parts > 1
+            Deal(unit, parts, runs)
+            for runs in range(1, min(parts, costs.resident * processors) + 1)
+            if parts > 1
         ]
     return min(deals, key=time)
