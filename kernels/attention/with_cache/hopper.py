@@ -112,15 +112,15 @@ def _tile(ring, n):
 @gluon.jit
 def _places(item, slot, problem, PAGE_SIZE: gl.constexpr, COPIED: gl.constexpr, BLOCK_N: gl.constexpr):
     """Page of each of a step's copies of ``COPIED`` slots (the first page past the end), or the batch row."""
+    places = ()
     if PAGE_SIZE == 0:
-        places = (item.i_b,)
+        places += (item.i_b,)  # type: ignore[assignment]
     else:
-        places = ()
         p_table = problem.p_page_table + item.i_b.to(gl.int64) * problem.stride_table_b
         for i in gl.static_range(BLOCK_N // COPIED):
             o_n = slot + i * COPIED
             p_entry = p_table + o_n // PAGE_SIZE * problem.stride_table_p
-            places += (gl.load(p_entry, mask=o_n < item.stop, other=0).to(gl.int32),)
+            places += (gl.load(p_entry, mask=o_n < item.stop, other=0).to(gl.int32),)  # type: ignore[assignment]
     return places
 
 
