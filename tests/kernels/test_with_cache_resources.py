@@ -79,4 +79,5 @@ def test_every_form_fits(capability: int, tmp_path: Path) -> None:
     ]
     for each in compile_all(PROGRAM, [USUAL | form | {"capability": capability} for form in forms], tmp_path):
         assert each["shared_memory_bytes"] <= LIMITS[capability], each
-        assert each["spill_store_bytes"] <= 512, each  # of what is used before and after the loop
+        # Of what is used before and after the loop. On Hopper another kernel takes the forms that spill most.
+        assert each["spill_store_bytes"] <= (1024 if capability == 90 else 512), each

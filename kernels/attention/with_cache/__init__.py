@@ -1,8 +1,9 @@
 """Attention on a key/value cache: decoding, verification of drafts (chains and trees), prefill in pieces.
 
-`interface` is the public function, `reference` the plain form, `split` the kernel that walks the cache in
-chunks, `combine` how chunks are joined, `operator` the PyTorch operator, `tiles` the constants that the bits
-depend on, `io_model` the exact bytes.
+`interface` is the public function, `reference` the plain form, `split` the portable kernel that walks the
+cache in chunks, `hopper` the one for Hopper that yields the same bits (`hopper_items`: in which order it
+works), `paths` which of them a call takes, `combine` how chunks are joined, `operator` the PyTorch operator,
+`tiles` the constants that the bits depend on and how work is dealt, `io_model` the portable kernels' bytes.
 """
 
 from lit_eff.kernels.attention.with_cache.interface import attention_with_cache

@@ -1,4 +1,4 @@
-"""The kernel that walks the cache: every head of a group and every query in one tile, K and V read once.
+"""The portable kernel that walks the cache: a group's heads and all queries in one tile, K and V read once.
 
 A program owns one row tile of one kv head and a run of chunks or segments, for each of which it writes a
 partial result; or the whole cache of its rows, and then it writes theirs.
@@ -264,4 +264,6 @@ def split_launch(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor, partials: P
         "PDL": call.overlaps,
     }
     grid = (triton.cdiv(call.rows, tiles.rows) * call.kv_heads, share.runs, call.batch)
-    return Launch(cache_split_kernel, grid, arguments, tiles.num_warps, tiles.num_stages)
+    # At head dim 128 the assembler would spill to have three programs a multiprocessor rather than two.
+    registers = 255 if tiles.num_warps == 4 and arguments["BLOCK_D"] == 128 else None
+    return Launch(cache_split_kernel, grid, arguments, tiles.num_warps, tiles.num_stages, registers)
