@@ -40,7 +40,7 @@ FORMS: list[dict[str, Any]] = [
     {"softcap": 5.0},
     {"sinks": True, "alibi": True},
 ]
-# Of 9,900 slots in chunks of 256 and segments of 2,048.
+# Of 9,900 slots in chunks of 256 or, on Hopper, 512, and segments of 4,096.
 DEALS = [
     Deal(Unit.CHUNK, 39, 39),
     Deal(Unit.CHUNK, 39, 4),

@@ -20,7 +20,7 @@ from tests.kernels.test_with_cache_resources import USUAL
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
-from lit_eff.kernels.attention.with_cache import combine, hopper, hopper_items
+from lit_eff.kernels.attention.with_cache import combine, hopper, hopper_items, hopper_load
 
 PROGRAM = """
 import dataclasses, json, sys, torch
@@ -162,7 +162,7 @@ class Pointer(tuple[int, ...]):
 
 def in_python(function: Any, **changes: Any) -> Callable[..., Any]:
     """A function of scalar arithmetic as plain Python; ``changes`` are other functions that it calls."""
-    module = {"combine": combine, "hopper": hopper, "hopper_items": hopper_items}[
+    module = {"combine": combine, "hopper": hopper, "hopper_items": hopper_items, "hopper_load": hopper_load}[
         function.fn.__module__.rpartition(".")[2]
     ]
     scalars = SimpleNamespace(
@@ -234,7 +234,7 @@ def test_both_partitions_take_the_same_steps(share: Deal, queries: int, window: 
         loaded: list[Any] = []
         computed: list[Any] = []
         produce = in_python(
-            hopper._produce, place=place, programs=programs, item_of=item_of,
+            hopper_load.produce, place=place, programs=programs, item_of=item_of,
             _places=lambda item, *_: item.i_b, _load_tile=Record(loaded),
         )  # fmt: skip
         walk = in_python(

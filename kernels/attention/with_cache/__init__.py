@@ -1,9 +1,9 @@
 """Attention on a key/value cache: decoding, verification of drafts (chains and trees), prefill in pieces.
 
 `interface` is the public function, `reference` the plain form, `split` the portable kernel that walks the
-cache in chunks, `hopper` the one for Hopper that yields the same bits (`hopper_items`: in which order it
-works), `paths` which of them a call takes, `combine` how chunks are joined, `operator` the PyTorch operator,
-`tiles` the constants that the bits depend on and how work is dealt, `io_model` the portable kernels' bytes.
+cache in chunks, `hopper` the one for Hopper, to the same bits (with `hopper_load` and `hopper_items`),
+`paths` which of them a call takes, `combine` how chunks are joined, `operator` the PyTorch operator, `tiles`
+the constants that the bits depend on and how work is dealt, `io_model` the portable kernels' exact bytes.
 """
 
 from lit_eff.kernels.attention.with_cache.interface import attention_with_cache

@@ -1,13 +1,10 @@
 """The Gluon kernel for Hopper that walks the cache, to the same bits as the portable one in `split`.
 
-One warp does nothing but load: it keeps rings of K and V tiles full through the copy engine (TMA), across
-chunks, units and items, so that the memory never waits for the end of anything. One warpgroup computes.
+One warp does nothing but load (`hopper_load`): it keeps rings of K and V tiles full, across chunks, units and
+items, so that the memory never waits for the end of anything. One warpgroup computes.
 That leaves it the registers for the sums of a chunk and of a segment at once, and rings as deep as what a
 multiprocessor must have on its way: the arithmetic takes half the time of the bytes, so that it need not
 overlap itself. Programs are persistent, one a multiprocessor (`hopper_items`).
-
-A tile lies in shared memory as columns of 64, each row 128 bytes. A page of 8, 16 or 32 slots fills a stretch
-of such a column: a tile is as many copies as it has pages and columns.
 
 Shapes: B batch, T query length, S cache slots, P pages a row, H query heads, K kv heads, D head dim.
 Prefixes: p_ pointer, i_ index, o_ offset, m_ mask, b_ register tile, s_ shared memory, d_ TMA descriptor.
@@ -24,23 +21,21 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
 from lit_eff.kernels.attention.blocks import tanh
-from lit_eff.kernels.attention.hopper.pipeline import Ring, multiprocessors, release, row_tiles, wait_full
+from lit_eff.kernels.attention.hopper.pipeline import multiprocessors, release, row_tiles, wait_full
 from lit_eff.kernels.attention.hopper.turns import block_barrier
 from lit_eff.kernels.attention.with_cache.call import CacheCall, Partials
 from lit_eff.kernels.attention.with_cache.combine import finish, fold, spread
 from lit_eff.kernels.attention.with_cache.combine import row_tile as place_rows
 from lit_eff.kernels.attention.with_cache.hopper_items import Problem, item_of
+from lit_eff.kernels.attention.with_cache.hopper_load import COLUMNS, allocate_ring, produce, tile_of
 from lit_eff.kernels.attention.with_cache.tiles import Unit
 from lit_eff.profiling.launch import Launch
 
-COLUMNS = gl.constexpr(64)  # of a 128-byte row
 RING_BYTES = 96 * 1024  # of K, and of V
 MAX_REGISTERS = 152  # a thread: what the loading warp's group leaves goes to the computing warps
 PRODUCER_REGISTERS = gl.constexpr(56)
@@ -87,91 +82,6 @@ class Rows(NamedTuple):
     o_slot: Any
     o_last: Any
     b_slope: Any
-
-
-@gluon.jit
-def _allocate_ring(d_rows, SLOTS: gl.constexpr, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr):
-    """A ring of (BLOCK_N, HEAD_DIM) tiles that one partition reads."""
-    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, HEAD_DIM], d_rows.dtype)
-    tiles = gl.allocate_shared_memory(d_rows.dtype, [SLOTS, BLOCK_N, HEAD_DIM], layout)
-    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(SLOTS):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=1)
-    return Ring(tiles, full, empty)
-
-
-@gluon.jit
-def _tile(ring, n):
-    """The n-th tile of a ring."""
-    SLOTS: gl.constexpr = ring.tiles.shape[0]
-    return ring.tiles.index(n % SLOTS)
-
-
-@gluon.jit
-def _places(item, slot, problem, PAGE_SIZE: gl.constexpr, COPIED: gl.constexpr, BLOCK_N: gl.constexpr):
-    """Page of each of a step's copies of ``COPIED`` slots (the first page past the end), or the batch row."""
-    places = ()
-    if PAGE_SIZE == 0:
-        places += (item.i_b,)  # type: ignore[assignment]
-    else:
-        p_table = problem.p_page_table + item.i_b.to(gl.int64) * problem.stride_table_b
-        for i in gl.static_range(BLOCK_N // COPIED):
-            o_n = slot + i * COPIED
-            p_entry = p_table + o_n // PAGE_SIZE * problem.stride_table_p
-            places += (gl.load(p_entry, mask=o_n < item.stop, other=0).to(gl.int32),)  # type: ignore[assignment]
-    return places
-
-
-@gluon.jit
-def _load_tile(ring, n, d_rows, places, slot, i_kv, PAGE_SIZE: gl.constexpr):
-    """Start copying the keys or values from ``slot`` on as the n-th tile, once its place is free."""
-    SLOTS: gl.constexpr = ring.tiles.shape[0]
-    COPIED: gl.constexpr = d_rows.block_type.shape[1]
-    COPIES: gl.constexpr = ring.tiles.shape[1] // COPIED
-    HALVES: gl.constexpr = ring.tiles.shape[2] // COLUMNS
-    s_pieces = ring.tiles._reinterpret(
-        d_rows.dtype, [SLOTS * HALVES * COPIES, 1, COPIED, 1, COLUMNS], d_rows.layout
-    )
-    full = ring.full.index(n % SLOTS)
-    mbarrier.wait(ring.empty.index(n % SLOTS), ((n // SLOTS) & 1) ^ 1)
-    mbarrier.expect(full, HALVES * COPIES * d_rows.block_type.nbytes)
-    for i in gl.static_range(COPIES):
-        o_n = slot + i * COPIED
-        if PAGE_SIZE > 0:
-            o_n = o_n % PAGE_SIZE
-        for half in gl.static_range(HALVES):
-            tma.async_copy_global_to_shared(
-                d_rows, [places[i], o_n, i_kv, half * COLUMNS], full,
-                s_pieces.index((n % SLOTS * HALVES + half) * COPIES + i),
-            )  # fmt: skip
-
-
-@gluon.jit
-def _produce(
-    d_k, d_v, keys, values, problem,
-    ROWS: gl.constexpr, UNIT: gl.constexpr, PAGE_SIZE: gl.constexpr, WINDOWED: gl.constexpr,
-    WHOLE: gl.constexpr,
-):  # fmt: skip
-    """The loading warp: K and V step by step, items that have none passed over.
-
-    The copy engine yields 0 for slots past the cache and for pages that there are not; all of a tile's bytes
-    arrive, whatever of them is seen.
-    """
-    BLOCK_N: gl.constexpr = keys.tiles.shape[1]
-    COPIED: gl.constexpr = d_k.block_type.shape[1]
-    n = 0
-    for i_item in range(gl.program_id(0), problem.items, gl.num_programs(0)):
-        item = item_of(i_item, problem, ROWS, BLOCK_N, UNIT, WINDOWED, WHOLE)
-        places = _places(item, item.begin, problem, PAGE_SIZE, COPIED, BLOCK_N)
-        for slot in range(item.begin, item.end, BLOCK_N):
-            # The next step's pages are asked for before the waits of this one.
-            next_places = _places(item, slot + BLOCK_N, problem, PAGE_SIZE, COPIED, BLOCK_N)
-            _load_tile(keys, n, d_k, places, slot, item.i_kv, PAGE_SIZE)
-            _load_tile(values, n, d_v, places, slot, item.i_kv, PAGE_SIZE)
-            places = next_places
-            n += 1
 
 
 @gluon.constexpr_function
@@ -233,7 +143,7 @@ def _step(
     output_rows: gl.constexpr = gl.SliceLayout(1, output)
     wait_full(keys, n)
     b_s = gl.zeros([ROWS, BLOCK_N], gl.float32, layout)
-    b_s = warpgroup_mma(s_q, _tile(keys, n).permute((1, 0)), b_s, use_acc=False, is_async=True)
+    b_s = warpgroup_mma(s_q, tile_of(keys, n).permute((1, 0)), b_s, use_acc=False, is_async=True)
     b_s = warpgroup_mma_wait(0, [b_s])
     release(keys, n)
     b_s = b_s * scores.score_scale
@@ -263,7 +173,7 @@ def _step(
     b_acc = b_acc * b_decay[:, None]
     b_p = gl.convert_layout(b_p.to(s_q.dtype), gl.DotOperandLayout(0, output, 2), assert_trivial=True)
     wait_full(values, n)
-    s_v = _tile(values, n)
+    s_v = tile_of(values, n)
     if (slot < item.start) | (slot + BLOCK_N > item.stop):
         _clear_unseen(s_v, slot, item)
     b_acc = warpgroup_mma(b_p, s_v, b_acc, is_async=True)
@@ -391,8 +301,8 @@ def hopper_cache_split_kernel(
     )  # fmt: skip
     scores = Scores(score_scale, cap, p_alibi, p_tree, stride_tree_b, stride_tree_t, stride_tree_u)
     results = Results(p_out, p_lse, p_sinks, p_partial, p_max, p_sum, parts)
-    keys = _allocate_ring(d_k, SLOTS, BLOCK_N, HEAD_DIM)
-    values = _allocate_ring(d_v, SLOTS, BLOCK_N, HEAD_DIM)
+    keys = allocate_ring(d_k, SLOTS, BLOCK_N, HEAD_DIM)
+    values = allocate_ring(d_v, SLOTS, BLOCK_N, HEAD_DIM)
     query_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HEAD_DIM], d_k.dtype)
     s_q = gl.allocate_shared_memory(d_k.dtype, [ROWS, HEAD_DIM], query_layout)
     fence_async_shared()
@@ -402,7 +312,7 @@ def hopper_cache_split_kernel(
         [
             (_consume, (s_q, keys, values, queries_there, scores, results, problem,
                         CHUNK, UNIT, WINDOWED, WHOLE)),
-            (_produce, (d_k, d_v, keys, values, problem, ROWS, UNIT, PAGE_SIZE, WINDOWED, WHOLE)),
+            (produce, (d_k, d_v, keys, values, problem, ROWS, UNIT, PAGE_SIZE, WINDOWED, WHOLE)),
         ],
         [1],
         [PRODUCER_REGISTERS],
