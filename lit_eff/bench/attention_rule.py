@@ -10,7 +10,7 @@ Without a GPU the kernels must have been imported with TRITON_INTERPRET=1; bfloa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lit_eff.bench.attention_cached_cases import CachedCase
 from lit_eff.bench.attention_cases import AttentionCase, AttentionInputs
+from lit_eff.bench.interpreted import rows_alike
 
 SMALL = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}  # of the largest element, if above 1
 Case = AttentionCase | CachedCase
@@ -188,8 +189,10 @@ def check(case: Case, device: str) -> Outcome:
     if device == "cpu":
         case = case.for_interpreter()
     try:
-        run: Any = check_cached_case if isinstance(case, CachedCase) else check_case
-        return Outcome(name, run(case, device).faults)
+        if not isinstance(case, CachedCase):
+            return Outcome(name, check_case(case, device).faults)
+        with rows_alike() if device == "cpu" else nullcontext():
+            return Outcome(name, check_cached_case(case, device).faults)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return Outcome(name, (f"{type(error).__name__}: {lines[0]}",))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from lit_eff.bench.interpreted import rows_alike
 from lit_eff.kernels.attention import operator
 
 
@@ -10,3 +13,10 @@ def interpreter() -> None:
     """The kernels run in Triton's interpreter (tests/conftest.py asks for it where there is no GPU)."""
     if not operator.INTERPRETED:
         pytest.skip("the kernels are compiled here; run with TRITON_INTERPRET=1 to test them on the CPU")
+
+
+@pytest.fixture
+def row_exact_interpreter(interpreter: None) -> Iterator[None]:
+    """The interpreter, for tests that compare rows bit for bit."""
+    with rows_alike():
+        yield

@@ -12,7 +12,7 @@ from lit_eff.kernels.attention.with_cache import attention_with_cache
 from lit_eff.kernels.attention.with_cache.tiles import Deal, Unit
 from tests.kernels.cache_cases import CacheCase, paged, small_tiles
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = pytest.mark.usefixtures("row_exact_interpreter")
 
 FORMS: list[dict[str, Any]] = [
     {},
