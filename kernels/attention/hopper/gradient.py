@@ -242,7 +242,7 @@ def _walk_queries(
         b_dk = _add_product(b_ds, s_q, b_dk)
         b_dq, b_dv = warpgroup_mma_wait(1, (b_dq, b_dv))
         _wait_before(barriers.dq_empty, i_step)
-        tiles.dq.index(0).store(b_dq)
+        tiles.dq.index(only).store(b_dq)
         fence_async_shared()
         block_barrier()
         mbarrier.arrive(barriers.over.index(i_step % STEPS), count=1)

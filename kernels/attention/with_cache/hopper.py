@@ -36,7 +36,7 @@ from lit_eff.kernels.attention.with_cache.hopper_load import COLUMNS, allocate_r
 from lit_eff.kernels.attention.with_cache.tiles import Unit
 from lit_eff.profiling.launch import Launch
 
-RING_BYTES = 96 * 1024  # of K, and of V
+RING_BYTES = 32 * 1024  # of K, and of V: the more is under way, the less of it hits open pages of the memory
 MAX_REGISTERS = 152  # a thread: what the loading warp's group leaves goes to the computing warps
 PRODUCER_REGISTERS = gl.constexpr(56)
 
