@@ -13,9 +13,9 @@ HEAD_DIMS = (16, 32, 64, 128, 256)  # what a tile's width can be
 DEFAULT_HEAD_DIMS = (64, 128)
 BATCH, LENGTH, HEADS, KV_HEADS = 4, 1024, 16, 4
 PAGE_SIZE = 64
-# Bytes a thread that a default kernel may keep in local memory after all. Hopper's gradients: the lanes' own
-# places in shared memory, of which four are read back in each step, and what is needed once a key block.
-SPILLS = {"attention_gradient_kernel": 80}
+# Bytes a thread that a default kernel may keep in local memory after all. Hopper's forward: a size, used once
+# a tile. Gradients: the lanes' own places in shared memory, of which four are read back in each step.
+SPILLS = {"attention_forward_kernel": 8, "attention_gradient_kernel": 80}
 
 
 @dataclass(frozen=True)

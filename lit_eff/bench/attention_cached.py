@@ -159,6 +159,7 @@ class CachedCell:
         q_BTHD, k_RBSKD, v_RBSKD = self.tensors()
         calls = max(self.rotations, math.ceil(GRAPH_BYTES / self.bytes_read))
         graphs: dict[str, torch.cuda.CUDAGraph] = {}
+        captured: list[Call] = []  # a graph does not keep what it reads: lengths, page tables, masks
         found: dict[str, Measurement] = {}
         for contender in self.contenders(q_BTHD, k_RBSKD[0], v_RBSKD[0]):
             name = contender.name
@@ -174,6 +175,7 @@ class CachedCell:
                 extra = peak_extra_bytes(lambda call=call: call(q_BTHD, k_RBSKD[0], v_RBSKD[0]))  # type: ignore[misc]
                 found[name] = replace(found[name], extra_bytes=extra)
                 graphs[name] = _capture(call, q_BTHD, k_RBSKD, v_RBSKD, calls)
+                captured.append(call)
             except Exception as error:
                 raise_if_lost(error)
                 wrong = isinstance(error, _WrongError)

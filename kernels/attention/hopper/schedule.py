@@ -100,12 +100,10 @@ def sight(query, offset, problem, CAUSAL: gl.constexpr):
 @gluon.jit
 def _key_blocks(first, count, offset, problem, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
     """The key blocks [start, stop) that ``count`` queries see; one, all of it masked, if they see nothing."""
-    start = 0
-    if problem.window is not None:
-        start, _ = sight(first, offset, problem, CAUSAL)
-        start = gl.minimum(start, problem.keys - 1) // BLOCK_N
+    start, _ = sight(first, offset, problem, CAUSAL)
     last = gl.minimum(first + count, problem.queries) - 1
     _, stop = sight(last, offset, problem, CAUSAL)
+    start = gl.minimum(start, problem.keys - 1) // BLOCK_N
     return start, gl.maximum(gl.cdiv(gl.maximum(stop, 0), BLOCK_N), start + 1)
 
 
