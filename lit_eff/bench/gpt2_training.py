@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_eff.bench.gpt2_job import SIZES, Size, serve
+from lit_eff.bench.results import installed_version
 from lit_eff.cli.arguments import Parser
 from lit_eff.errors import UserError, nearest, require
 from lit_eff.files import atomic_path
-from lit_eff.profiling.devices import find_device
+from lit_eff.profiling.devices import driver_version, find_device
 
 # name -> (attention, compiled). "sdpa_unmasked" is Hugging Face's own function without the mask tensor that
 # transformers makes when traced, "none" a step without attention: what is left if attention were free.
@@ -181,7 +182,7 @@ def report(name: str, size: Size, rows: list[Row]) -> list[dict[str, Any]]:
     by_name = {row.name: row for row in rows}
     free = by_name[FREE].median if FREE in by_name else None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    found = find_device(device)
+    found, driver = find_device(device), driver_version()
     records = []
     for row in rows:
         record: dict[str, Any] = {
@@ -189,7 +190,9 @@ def report(name: str, size: Size, rows: list[Row]) -> list[dict[str, Any]]:
             "size": name,
             "implementation": row.name,
             "device": device,
+            "driver": driver,
             "torch": torch.__version__,
+            "triton": installed_version("triton"),
             "transformers": require("transformers", "hf").__version__,
             "batch": size.batch,
             "length": size.length,
@@ -308,7 +311,8 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         )
         panels[0].bar_label(bars, fmt="{:,.0f}", padding=3)
         panels[0].invert_yaxis()
-        panels[0].margins(x=0.15)
+        panels[0].margins(x=0.25)
+        panels[0].locator_params(axis="x", nbins=5)
         panels[0].set(title=f"GPT-2 {size}, {shown[0]['device'] if shown else ''}", xlabel="tokens/s")
         for each in shown:
             if each["losses"]:

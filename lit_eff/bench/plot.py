@@ -43,6 +43,7 @@ def plot(path: Path, head: dict[str, Any], measurements: Sequence[Measurement]) 
             axes.axhline(ceiling, color="black", linestyle="--", linewidth=1)
             axes.annotate("ceiling of this run", (0.005, ceiling), (0, 3), xycoords=("axes fraction", "data"),
                           textcoords="offset points", fontsize=8)  # fmt: skip
+        axes.set_ylim(top=1.08 * max(ceiling or 0.0, *(each.rate or 0.0 for each in mine)))
         axes.set_title(f"{section}, {quantity} ({unit}), {head['device']}")
         axes.set_xticks(range(len(cells)), cells, rotation=20, ha="right", fontsize=8)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

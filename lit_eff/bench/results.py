@@ -101,13 +101,14 @@ def header(benchmark: str, arguments: Sequence[str], ceilings: dict[str, float])
         "driver": driver_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,  # type: ignore[no-untyped-call]
-        **{name: _version(name) for name in ("lit_eff", "torch", "triton", "flash-attn-4")},
+        **{name: installed_version(name) for name in ("lit_eff", "torch", "triton", "flash-attn-4")},
         "python": platform.python_version(),
         "ceilings": ceilings,
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package that is installed, or None."""
     if package in ("lit_eff", "torch"):  # a local version such as +cu130, and an uninstalled checkout
         return str(importlib.import_module(package).__version__)
     try:

@@ -16,7 +16,6 @@ Prefixes: p_ pointer, i_ index, o_ offset, b_ register tile, s_ shared memory, d
 
 from __future__ import annotations
 
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -370,7 +369,7 @@ def forward_launch(
     """The launch that fills ``out_BTHD`` and the contiguous float32 ``lse_BHT`` of a supported call."""
     shape = shape or forward_shape(call)
     registers, consumer_registers, producer_registers = REGISTERS[shape.consumers]
-    query_tiles = triton.cdiv(call.queries, ROWS.value * shape.consumers)
+    query_tiles = -(-call.queries // (ROWS.value * shape.consumers))
     programs = min(query_tiles * call.heads * call.batch, multiprocessors(call.q_BTHD.device))
     rule = call.rule()
     arguments = {

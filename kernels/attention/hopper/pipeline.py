@@ -1,4 +1,4 @@
-"""The pieces of a Hopper pipeline: tiles that the copy engine (TMA) moves, their rings, and turns.
+"""The pieces of a Hopper pipeline: tiles that the copy engine (TMA) moves, and their rings.
 
 A ring is a row of shared-memory slots with two mbarriers each: ``full`` counts the bytes that arrive,
 ``empty`` the partitions that have read them. The n-th tile of a ring lies in slot n % slots; the barriers'
@@ -21,13 +21,23 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
-FIRST_TURN = gl.constexpr(12)  # of the 16 named barriers; Triton counts its own from 0 up
+ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
 
 
 @functools.cache
 def _tile_layout(block: tuple[int, ...], dtype: torch.dtype) -> Any:
     return gl.NVMMASharedLayout.get_default_for(list(block), ELEMENTS[dtype])
+
+
+def _descriptor(tensor: Tensor, strides: list[int], block: tuple[int, ...]) -> Any:
+    """A TMA descriptor; the class's constructor checks everything again and costs more than a launch."""
+    tiles = object.__new__(TensorDescriptor)
+    tiles.base = tensor
+    tiles.shape = list(tensor.shape)
+    tiles.strides = strides
+    tiles.block_shape = list(block)
+    tiles.layout = _tile_layout(block, tensor.dtype)
+    return tiles
 
 
 def row_tiles(tensor_BTHD: Tensor, rows: int, columns: int | None = None) -> Any:
@@ -37,19 +47,15 @@ def row_tiles(tensor_BTHD: Tensor, rows: int, columns: int | None = None) -> Any
 
     Rows past the end read as 0 and are not written. `obstacle_of` tells which tensors have a descriptor.
     """
-    shape, strides = tensor_BTHD.shape, tensor_BTHD.stride()
-    block = (1, rows, 1, columns or shape[3])
-    # The class checks everything again in its constructor, which costs more than the launch: pass it by.
-    tiles = object.__new__(TensorDescriptor)
-    tiles.base = tensor_BTHD
-    tiles.shape = list(shape)
+    outer = zip(tensor_BTHD.shape[:3], tensor_BTHD.stride(), strict=False)
     # The stride of an axis of one element may be anything, but the copy engine wants multiples of 16 bytes.
-    tiles.strides = [stride if size > 1 else 16 for size, stride in zip(shape[:3], strides, strict=False)] + [
-        1
-    ]
-    tiles.block_shape = list(block)
-    tiles.layout = _tile_layout(block, tensor_BTHD.dtype)
-    return tiles
+    strides = [stride if size > 1 else 16 for size, stride in outer]
+    return _descriptor(tensor_BTHD, [*strides, 1], (1, rows, 1, columns or tensor_BTHD.shape[3]))
+
+
+def flat_tiles(tensor: Tensor, *block: int) -> Any:
+    """A TMA descriptor of a contiguous tensor."""
+    return _descriptor(tensor, list(tensor.stride()), block)
 
 
 def obstacle_of(name: str, tensor_BTHD: Tensor) -> str | None:
@@ -127,24 +133,6 @@ def release(ring, n):
     """This partition has read the n-th tile."""
     SLOTS: gl.constexpr = ring.empty.shape[0]
     mbarrier.arrive(ring.empty.index(n % SLOTS), count=1)
-
-
-@gluon.jit
-def turn_wait(who: gl.constexpr):
-    """Wait for the turn of warpgroup ``who``: a named barrier of it and the giver."""
-    gl.inline_asm_elementwise(
-        "bar.sync $1, 256; mov.b32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@gluon.jit
-def turn_give(who: gl.constexpr):
-    """Give the turn to warpgroup ``who``."""
-    gl.inline_asm_elementwise(
-        "bar.arrive $1, 256; mov.b32 $0, 0;", "=r,r", [gl.to_tensor(FIRST_TURN + who)], gl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @gluon.jit

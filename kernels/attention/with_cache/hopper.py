@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -326,7 +325,7 @@ def split_launch(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor, partials: P
     head_dim = call.q_BTHD.shape[3]
     page_size = 0 if call.page_table_BP is None else call.k_cache.shape[1]
     copied = min(page_size, tiles.block_n) if page_size else tiles.block_n
-    items = triton.cdiv(call.rows, tiles.rows) * call.kv_heads * share.runs * call.batch
+    items = -(-call.rows // tiles.rows) * call.kv_heads * share.runs * call.batch
     nowhere = {**dict.fromkeys(("p_partial", "p_max", "p_sum")), "parts": 1}
     arguments = {
         **call.row_arguments(),
