@@ -204,8 +204,7 @@ def _consume(
 ):  # fmt: skip
     """The consumer that owns 64 queries of every tile.
 
-    One tile runs on into the next: the next one's first scores are formed with the last one's P V, and turned
-    into weights under it, as from block to block within a tile.
+    The first scores of the next tile are under way while the output of the last one is written.
     """
     BLOCK_M: gl.constexpr = CONSUMERS * ROWS
     HEAD_DIM: gl.constexpr = queries.tiles.shape[4]
