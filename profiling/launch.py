@@ -23,6 +23,7 @@ class Launch:
     early: bool = (
         False  # may start before the launch ahead of it ends; the kernel waits itself (from sm_90 on)
     )
+    cooperative: bool = False  # starts when all programs fit beside what else runs: they wait for one another
 
     @property
     def name(self) -> str:
@@ -36,6 +37,8 @@ class Launch:
             options["maxnreg"] = self.max_registers
         if self.early:
             options["launch_pdl"] = True  # programmatic dependent launch
+        if self.cooperative:
+            options["launch_cooperative_grid"] = True
         return options
 
     def run(self) -> Any:

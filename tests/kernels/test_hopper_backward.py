@@ -142,6 +142,7 @@ def test_programs_take_every_turn_and_never_wait_for_ever(
     walks = [steps_of(item) for item in range(problem.items)]
     programs = launch.grid[0]
     assert programs <= at_once
+    assert launch.options["launch_cooperative_grid"]  # they wait for one another
     if problem.rotated:
         assert programs % problem.key_blocks == 0
         assert programs >= 0.9 * min(at_once, problem.items)

@@ -191,7 +191,7 @@ def backward_launches(
     }
     return [
         Launch(attention_row_sums_kernel, query_grid, row_sums),
-        Launch(attention_gradient_kernel, (programs,), gradients, num_warps=8),
+        Launch(attention_gradient_kernel, (programs,), gradients, num_warps=8, cooperative=True),
         Launch(attention_scale_query_gradient_kernel, (blocks - scaled,), scaling),
     ]
 

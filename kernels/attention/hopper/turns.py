@@ -18,8 +18,9 @@ The order also says how long programs wait. They should reach a query block one 
   blocks, and each round takes whole heads. Where that would leave too many multiprocessors idle, walks start
   at query 0, and fall into step in the first round.
 
-No program waits for ever, if all run at once, one a multiprocessor at most. Otherwise an item waits only for
-lower ones: the lowest that is unfinished never does, and its program has come to it.
+All programs run at once, or none does: the launch is cooperative, so that no kernel beside it (a collective
+on another stream, say) keeps out a program that others wait for. An item waits for items of its own round, or
+only for lower ones: the lowest that is unfinished never does, and its program has come to it.
 
 A finished sum is scaled and rounded in the background too; of those that the last items finish, there is
 nothing left to hide it behind.
