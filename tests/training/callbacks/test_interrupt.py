@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ class Pace(Callback):
         if trainer.global_step == 2:
             self.marker.touch()
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def python_signals() -> Iterator[None]:
+    """Python's own handlers, whatever ran before: Lightning may put the handler of an ended run back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def train(folder: Path, text: Path) -> None:
