@@ -35,7 +35,7 @@ class GradientTiles:
     dout_slots: int
 
 
-FULL = 0.9  # of the multiprocessors: the fewest that programs of whole heads may leave in use
+FULL = 0.9  # of the multiprocessors: the least that rounds of whole heads must fill
 GRADIENT_TILES = {64: GradientTiles(128, 128, 3, 2), 128: GradientTiles(64, 128, 3, 2)}  # by head dim
 
 
@@ -106,7 +106,7 @@ def backward_launches(
     batch, queries, heads, head_dim = call.q_BTHD.shape
     keys, kv_heads = call.k_BSKD.shape[1:3]
     tiles = tiles or GRADIENT_TILES[head_dim]
-    query_blocks = -(-queries // tiles.block_m)  # not triton.cdiv, which takes 20 us
+    query_blocks = -(-queries // tiles.block_m)  # triton.cdiv is a JIT function: slow to call here
     padded_queries = query_blocks * tiles.block_m
     key_blocks = -(-keys // tiles.block_n)
     items = key_blocks * kv_heads * batch

@@ -110,7 +110,7 @@ def _weights(
         o_start, o_stop = sight(o_m, tile.offset, problem, CAUSAL)
         o_n = i_n * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, b_s.type.layout))
         b_s = hide_from(b_s, o_n[None, :], o_stop[:, None])
-        if problem.window is not None:
+        if problem.window is not None:  # the same comparison, with both sides' signs turned
             b_s = hide_from(b_s, -o_n[None, :], 1 - o_start[:, None])
     b_new_max = gl.maximum(b_max, gl.max(b_s, 1))
     b_reference = b_new_max * scale

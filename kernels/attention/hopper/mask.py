@@ -9,7 +9,9 @@ from triton.experimental.gluon import language as gl
 
 @gluon.jit
 def hide_from(b_s, o_key, o_stop):
-    """-inf where a key lies at or past its query's ``o_stop``; both can be broadcast to the scores.
+    """Scores ``b_s`` (float32), -inf where a key lies at or past its query's ``o_stop``.
+
+    ``o_key`` and ``o_stop`` (int32) have an axis of 1 where the scores have queries and keys.
 
     One comparison and one choice an element. Compared first and chosen later, as `gl.where` is compiled, the
     answers would be packed into bits and taken out again, which is twice as many instructions.

@@ -43,9 +43,8 @@ def _descriptor(tensor: Tensor, strides: list[int], block: tuple[int, ...]) -> A
 def row_tiles(tensor_BTHD: Tensor, rows: int, columns: int | None = None) -> Any:
     """A TMA descriptor of a (B, T, H, D) tensor whose tiles are ``rows`` rows of one head, (1, rows, 1, D).
 
-    Or (1, rows, 1, columns).
-
-    Rows past the end read as 0 and are not written. `obstacle_of` tells which tensors have a descriptor.
+    With ``columns``, of so many of their elements: (1, rows, 1, columns). Rows past the end read as 0 and are
+    not written. `obstacle_of` tells which tensors have a descriptor.
     """
     outer = zip(tensor_BTHD.shape[:3], tensor_BTHD.stride(), strict=False)
     # The stride of an axis of one element may be anything, but the copy engine wants multiples of 16 bytes.
@@ -54,7 +53,7 @@ def row_tiles(tensor_BTHD: Tensor, rows: int, columns: int | None = None) -> Any
 
 
 def flat_tiles(tensor: Tensor, *block: int) -> Any:
-    """A TMA descriptor of a contiguous tensor."""
+    """A TMA descriptor of a contiguous tensor of as many axes as ``block``, a tile's shape, has."""
     return _descriptor(tensor, list(tensor.stride()), block)
 
 

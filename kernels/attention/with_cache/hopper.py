@@ -2,9 +2,9 @@
 
 One warp does nothing but load (`hopper_load`): it keeps rings of K and V tiles full, across chunks, units and
 items, so that the memory never waits for the end of anything. One warpgroup computes.
-That leaves it the registers for the sums of a chunk and of a segment at once, and rings as deep as what a
-multiprocessor must have on its way: the arithmetic takes half the time of the bytes, so that it need not
-overlap itself. Programs are persistent, one a multiprocessor (`hopper_items`).
+That leaves it the registers for the sums of a chunk and of a segment at once. The arithmetic of a tile takes
+less time than its bytes, so that it need not overlap itself. Programs are persistent, one a multiprocessor
+(`hopper_items`).
 
 Shapes: B batch, T query length, S cache slots, P pages a row, H query heads, K kv heads, D head dim.
 Prefixes: p_ pointer, i_ index, o_ offset, m_ mask, b_ register tile, s_ shared memory, d_ TMA descriptor.
