@@ -70,7 +70,7 @@ def attention_row_sums_kernel(
 
 @triton.jit
 def attention_scale_query_gradient_kernel(
-    p_dq_sum, p_turns, p_dq, stride_b, stride_t, stride_h, first, query_blocks, queries, heads, scale,
+    p_dq_sum, p_turns, p_dq, first, query_blocks, queries, heads, scale,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """dQ = scale * sum for the query blocks from ``first`` on, through all heads; 0 where none added."""
@@ -81,8 +81,8 @@ def attention_scale_query_gradient_kernel(
     p_dq_sum += i.to(tl.int64) * (BLOCK_M * HEAD_DIM)
     o_tile = tl.arange(0, BLOCK_M)[:, None] * HEAD_DIM + o_d[None, :]
     b_sum = tl.load(p_dq_sum + o_tile, mask=(o_m < queries)[:, None] & (tl.load(p_turns + i) > 0), other=0.0)
-    p_dq += (i_bh // heads).to(tl.int64) * stride_b + (i_bh % heads).to(tl.int64) * stride_h
-    p_dq += o_m.to(tl.int64)[:, None] * stride_t + o_d[None, :]
+    o_row = (i_bh // heads * queries + o_m).to(tl.int64) * heads + i_bh % heads
+    p_dq += o_row[:, None] * HEAD_DIM + o_d[None, :]
     tl.store(p_dq, (b_sum * scale).to(p_dq.dtype.element_ty), mask=(o_m < queries)[:, None])
 
 
@@ -101,7 +101,8 @@ def backward_launches(
 ) -> list[Launch]:
     """The launches, in order, that fill ``delta``, ``dq``, ``dk`` and ``dv`` of a supported call.
 
-    The arguments are those of `lit_eff.kernels.attention.backward.backward_launches`.
+    The arguments are those of `lit_eff.kernels.attention.backward.backward_launches`;
+    ``dq_BTHD`` is contiguous.
     """
     batch, queries, heads, head_dim = call.q_BTHD.shape
     keys, kv_heads = call.k_BSKD.shape[1:3]
@@ -158,7 +159,6 @@ def backward_launches(
         "p_dq_sum": dq_sum,
         "p_dq": dq_BTHD,
         "p_turns": turns,
-        **_strides("", dq_BTHD),
         "queries": queries,
         "keys": keys,
         "heads": heads,
@@ -180,7 +180,6 @@ def backward_launches(
         "p_dq_sum": dq_sum,
         "p_turns": turns,
         "p_dq": dq_BTHD,
-        **_strides("", dq_BTHD),
         "first": scaled,
         "query_blocks": query_blocks,
         "queries": queries,

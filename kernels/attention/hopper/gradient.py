@@ -298,7 +298,7 @@ def _compute(
 
 
 SIZES = (
-    "stride_b", "stride_t", "stride_h", "queries", "keys", "heads", "group", "batch",
+    "queries", "keys", "heads", "group", "batch",
     "query_blocks", "key_blocks", "items", "together", "rotated", "scaled",
 )  # fmt: skip
 
@@ -306,12 +306,11 @@ SIZES = (
 @gluon.jit(do_not_specialize=SIZES)  # one compiled kernel serves all lengths
 def attention_gradient_kernel(
     d_q, d_k, d_v, d_dout, d_lse, d_delta, d_dk, d_dv, d_dq_sum, p_dq_sum, p_dq, p_turns,
-    stride_b, stride_t, stride_h,
     queries, keys, heads, group, batch, query_blocks, key_blocks, items, together, rotated, scaled,
     score_scale, scale,
     CAUSAL: gl.constexpr, Q_SLOTS: gl.constexpr, DOUT_SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """dK and dV of all key blocks, the sums of dQ, and dQ itself (strides b, t, h) where ``scaled`` says."""
+    """dK and dV of all key blocks, the sums of dQ, and contiguous dQ itself where ``scaled`` says."""
     BLOCK_M: gl.constexpr = d_q.block_type.shape[1]
     BLOCK_N: gl.constexpr = d_k.block_type.shape[1]
     HEAD_DIM: gl.constexpr = d_q.block_type.shape[3]
@@ -361,7 +360,7 @@ def attention_gradient_kernel(
             (
                 scale_finished,
                 (
-                    p_dq_sum, p_dq, p_turns, stride_b, stride_t, stride_h, scale, problem,
+                    p_dq_sum, p_dq, p_turns, scale, problem,
                     HEAD_DIM, BLOCK_M, BLOCK_N, CAUSAL,
                 ),
             ),

@@ -202,7 +202,7 @@ def add_in_turn(
 
 @gluon.jit
 def scale_finished(
-    p_dq_sum, p_dq, p_turns, stride_b, stride_t, stride_h, scale, problem,
+    p_dq_sum, p_dq, p_turns, scale, problem,
     HEAD_DIM: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """The scaling warps: dQ = scale * sum for the query blocks below ``scaled``, once all have added.
@@ -212,23 +212,24 @@ def scale_finished(
     ROWS: gl.constexpr = 512 // HEAD_DIM
     LANES: gl.constexpr = HEAD_DIM // 4
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [32 // LANES, LANES], [2, 1], [1, 0])
-    o_tile = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
+    o_row = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     o_d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
+    stride = problem.heads * HEAD_DIM  # dQ is contiguous: the compiler sees that it can store whole vectors
     for i in range(gl.program_id(0), problem.scaled, gl.num_programs(0)):
         i_m = i % problem.query_blocks
         i_bh = i // problem.query_blocks
         seen = _key_blocks_seen(i_m, problem, BLOCK_M, BLOCK_N, CAUSAL)
         _wait_for_count(p_turns + i, seen, 200)
-        o_row = i_m * BLOCK_M + o_tile
-        p_sums = p_dq_sum + (i * BLOCK_M + o_tile).to(gl.int64)[:, None] * HEAD_DIM + o_d[None, :]
-        p_head = p_dq + (i_bh // problem.heads).to(gl.int64) * stride_b
-        p_head += (i_bh % problem.heads).to(gl.int64) * stride_h
-        p_rows = p_head + o_row.to(gl.int64)[:, None] * stride_t + o_d[None, :]
-        for _ in range(gl.cdiv(gl.minimum(problem.queries - i_m * BLOCK_M, BLOCK_M), ROWS)):
-            b_sum = gl.load(p_sums, cache_modifier=".cg")
+        first = i_m * BLOCK_M
+        p_sums = p_dq_sum + gl.cast(i, gl.int64) * (BLOCK_M * HEAD_DIM)
+        p_rows = p_dq + gl.cast(i_bh // problem.heads * problem.queries + first, gl.int64) * stride
+        p_rows += i_bh % problem.heads * HEAD_DIM
+        # Few registers: places are scalars, and a lane's offsets from them 32 bits.
+        for row in range(first, gl.minimum(first + BLOCK_M, problem.queries), ROWS):
+            b_sum = gl.load(p_sums + (o_row[:, None] * HEAD_DIM + o_d[None, :]), cache_modifier=".cg")
             b_sum = gl.where(seen > 0, b_sum, 0.0)  # nobody has written the sums of queries that see nothing
-            m_rows = (o_row < problem.queries)[:, None] & (o_d < HEAD_DIM)[None, :]
-            gl.store(p_rows, (b_sum * scale).to(p_dq.dtype.element_ty), mask=m_rows)
-            o_row += ROWS
+            b_dq = (b_sum * scale).to(p_dq.dtype.element_ty)
+            m_rows = (row + o_row < problem.queries)[:, None]
+            gl.store(p_rows + (o_row[:, None] * stride + o_d[None, :]), b_dq, mask=m_rows)
             p_sums += ROWS * HEAD_DIM
-            p_rows += ROWS * stride_t
+            p_rows += ROWS * stride
