@@ -1,6 +1,6 @@
 """Times that can be compared: contenders take turns, the L2 cache is cold, launches are hidden alike.
 
-One sample: a stream of reads past the L2 cache (which also gives the host a head start, so that the GPU never
+One sample: streams of reads past the L2 cache (which also give the host a head start, so that the GPU never
 waits for Python, autograd or a launch), an event, the function, an event. Contenders take turns, in a new
 random order each round, so that clocks and temperature drift over all of them alike.
 """
@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-L2_SWEEPS = 40  # L2 sizes that a sweep reads: 2 GB on an H100, 0.7 ms, longer than any contender's host side
+L2_SWEEPS = 40  # L2 sizes that a sweep reads: 2 GB on an H100, 0.7 ms
+HEAD_START = 4  # sweeps ahead of a sample: longer than any contender's host side, on a busy host too
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class CudaStopwatch:
         return self._buffer.sum()
 
     def time(self, function: Callable[[], object]) -> float:
-        self.sweep()
+        for _ in range(HEAD_START):
+            self.sweep()
         self._start.record()
         function()
         self._stop.record()
