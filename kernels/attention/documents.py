@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lit_eff.profiling.launch import Launch
+from lit_eff.profiling.replay import workspace
 
 BLOCK_OTHER = 1024
 
@@ -66,7 +67,7 @@ def document_ranges(own: Tensor, other: Tensor, block: int) -> tuple[Launch, Ten
     """
     batch, own_rows = own.shape
     tiles = triton.cdiv(own_rows, block)
-    ranges = torch.empty((batch, tiles, 3), dtype=torch.int32, device=own.device)
+    ranges = workspace((batch, tiles, 3), torch.int32, own.device)
     arguments = {
         "own": own,
         "stride_own_b": own.stride(0),

@@ -10,7 +10,7 @@ D head dim. Packed sequences come as one row: q (1, N, H, D), k and v (1, M, K, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,8 +21,10 @@ from torch.autograd.function import once_differentiable
 
 from lit_eff.kernels.attention import backward, forward
 from lit_eff.kernels.attention.call import AttentionCall, addressable
-from lit_eff.kernels.attention.paths import Path, path_of
+from lit_eff.kernels.attention.paths import Path, forced_path, path_of
+from lit_eff.kernels.attention.tiles import forced_tiles
 from lit_eff.profiling.launch import Launch
+from lit_eff.profiling.replay import LaunchCache
 
 # Triton reads TRITON_INTERPRET when a kernel is decorated, that is when this package was imported.
 INTERPRETED = not isinstance(forward.attention_forward_kernel, triton.JITFunction)
@@ -39,6 +41,8 @@ SCALARS = (
 )
 NAMES = [argument.split()[-1] for argument in f"{TENSORS}, {SCALARS}".split(", ")]
 SINKS, SAVED = NAMES.index("sinks_H"), len(TENSORS.split(", "))
+
+LAUNCHES = LaunchCache()
 
 LIBRARY: Any = torch.library.Library("lit_eff", "FRAGMENT")  # type: ignore[no-untyped-call]
 COMPLIANT = (torch.Tag.pt2_compliant_tag,)
@@ -70,22 +74,20 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def _run(launches: Sequence[Launch]) -> None:
-    for launch in launches:
-        if 0 not in launch.grid:
-            launch.run()
-
-
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = _call(*arguments)
     out_BTHD, lse_BHT = _empty_outputs(*arguments)
-    with _on_device_of(out_BTHD):
+
+    def launches() -> list[Launch]:
+        call = _call(*arguments)
         if path_of(call).name == "hopper":
             from lit_eff.kernels.attention.hopper.forward import forward_launch
 
-            _run([forward_launch(call, out_BTHD, lse_BHT)])
-        else:
-            _run(forward.forward_launches(call, out_BTHD, lse_BHT))
+            return [forward_launch(call, out_BTHD, lse_BHT)]
+        return forward.forward_launches(call, out_BTHD, lse_BHT)
+
+    with _on_device_of(out_BTHD):
+        key = ("forward", forced_path(), forced_tiles(), *arguments[SAVED:])
+        LAUNCHES.run(key, arguments[:SAVED], (out_BTHD, lse_BHT), launches)
     return out_BTHD, lse_BHT
 
 
@@ -98,19 +100,26 @@ def _empty_outputs(q_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _backward(
     dout_BTHD: Tensor, dlse_BHT: Tensor | None, out_BTHD: Tensor, lse_BHT: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = _call(*arguments)
     gradients = [
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in arguments[:3]
     ]
     delta_BHT = torch.empty_like(lse_BHT)
+    dout_BTHD = addressable(dout_BTHD)
     dlse_BHT = None if dlse_BHT is None else dlse_BHT.contiguous()
-    with _on_device_of(out_BTHD):
-        launches: Callable[..., list[Launch]] = backward.backward_launches
+
+    def launches() -> list[Launch]:
+        call = _call(*arguments)
+        build: Callable[..., list[Launch]] = backward.backward_launches
         if path_of(call, backward=True).name == "hopper":
-            from lit_eff.kernels.attention.hopper.backward import backward_launches as launches
-        _run(launches(call, out_BTHD, lse_BHT, addressable(dout_BTHD), dlse_BHT, delta_BHT, *gradients))
+            from lit_eff.kernels.attention.hopper.backward import backward_launches as build
+        return build(call, out_BTHD, lse_BHT, dout_BTHD, dlse_BHT, delta_BHT, *gradients)
+
+    with _on_device_of(out_BTHD):
+        key = ("backward", forced_path(), forced_tiles(), *arguments[SAVED:])
+        inputs = (*arguments[:SAVED], out_BTHD, lse_BHT, dout_BTHD, dlse_BHT)
+        LAUNCHES.run(key, inputs, (delta_BHT, *gradients), launches)
     dq_BTHD, dk_BSKD, dv_BSKD = gradients
-    return dq_BTHD, dk_BSKD, dv_BSKD, _sinks_gradient(call.sinks_H, lse_BHT, delta_BHT)
+    return dq_BTHD, dk_BSKD, dv_BSKD, _sinks_gradient(arguments[SINKS], lse_BHT, delta_BHT)
 
 
 def _sinks_gradient(sinks_H: Tensor | None, lse_BHT: Tensor, delta_BHT: Tensor) -> Tensor:

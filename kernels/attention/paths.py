@@ -55,6 +55,11 @@ def _checked(name: str | None) -> str | None:
     return name
 
 
+def forced_path() -> str | None:
+    """What :func:`use_path` or the environment asks for."""
+    return _forced or _checked(os.environ.get(FORCED) or None)
+
+
 def path_of(call: AttentionCall, *, backward: bool = False) -> Path:
     """The path of a call that the Triton kernels run: forward, or backward, which decides for itself.
 
@@ -63,7 +68,7 @@ def path_of(call: AttentionCall, *, backward: bool = False) -> Path:
     """
     if not call.is_cuda:
         return Path("interpreter", "TRITON_INTERPRET=1: the portable kernels, run in Python")
-    forced = _forced or _checked(os.environ.get(FORCED) or None)
+    forced = forced_path()
     if forced == "portable":
         return Path("portable", "forced")
     obstacle = _hopper_obstacle(call, backward)

@@ -58,6 +58,11 @@ def use_tiles(kernel: str, tiles: Tiles) -> Iterator[None]:
         _forced.update(before)
 
 
+def forced_tiles() -> tuple[tuple[str, Tiles], ...]:
+    """What :func:`use_tiles` asks for."""
+    return tuple(_forced.items())
+
+
 @cache
 def tuned_tiles() -> dict[tuple[str, int, int, int], Tiles]:
     """(kernel, padded head dim, element bytes, capability) -> tiles of this device, if `OPT_IN` asks."""

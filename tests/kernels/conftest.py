@@ -6,6 +6,15 @@ import pytest
 
 from lit_eff.bench.interpreted import rows_alike
 from lit_eff.kernels.attention import operator
+from lit_eff.kernels.attention.with_cache import operator as cache_operator
+from lit_eff.profiling.replay import LaunchCache
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call builds its launches anew, as some tests change how; what is kept has tests of its own."""
+    for module in (operator, cache_operator):
+        monkeypatch.setattr(module, "LAUNCHES", LaunchCache(size=0))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from lit_eff.kernels.attention.call import LOG2E, AttentionCall
 from lit_eff.kernels.attention.hopper.gradient import attention_gradient_kernel
 from lit_eff.kernels.attention.hopper.pipeline import flat_tiles, multiprocessors, obstacle_of, row_tiles
 from lit_eff.profiling.launch import Launch
+from lit_eff.profiling.replay import workspace
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ def backward_launches(
     # The gradient kernel scales the sums that are finished before any program takes its last item.
     scaled = max(0, items - programs - together * key_blocks) * blocks // items
     dout_BTHD = dout_BTHD if obstacle_of("dout", dout_BTHD) is None else dout_BTHD.contiguous()
-    rows_lse = torch.empty(batch * heads * padded_queries, dtype=torch.float32, device=device)
-    rows_delta = torch.empty_like(rows_lse)
-    turns = torch.empty(batch * heads * query_blocks, dtype=torch.int32, device=device)
-    dq_sum = torch.empty((batch * heads * padded_queries, head_dim), dtype=torch.float32, device=device)
+    padded_rows = batch * heads * padded_queries
+    rows_lse, rows_delta = (workspace((padded_rows,), torch.float32, device) for _ in range(2))
+    turns = workspace((batch * heads * query_blocks,), torch.int32, device)
+    dq_sum = workspace((padded_rows, head_dim), torch.float32, device)
 
     query_grid = (query_blocks, heads, batch)
     row_sums = {

@@ -22,6 +22,7 @@ from lit_eff.kernels.attention.with_cache.tiles import (
     cache_tiles,
     deal,
 )
+from lit_eff.profiling.replay import workspace
 
 LOG2E = math.log2(math.e)
 
@@ -36,7 +37,7 @@ class CacheCall:
     lengths_B: Tensor
     page_table_BP: Tensor | None
     query_lengths_B: Tensor | None
-    tree_mask_BTT: Tensor | None
+    tree_mask_BTT: Tensor | None  # uint8
     sinks_H: Tensor | None  # float32
     alibi_H: Tensor | None  # float32
     scale: float
@@ -128,7 +129,7 @@ class CacheCall:
             "p_k": self.k_cache,
             "p_v": self.v_cache,
             "p_page_table": table,
-            "p_tree": None if tree is None else tree.view(torch.uint8),
+            "p_tree": tree,
             "p_sinks": self.sinks_H,
             "p_alibi": self.alibi_H,
             # With a softcap the kernel computes cap * tanh(score_scale * qk), the cap carrying log2(e).
@@ -160,9 +161,8 @@ class Partials:
     @classmethod
     def empty(cls, call: CacheCall, parts: int) -> Partials:
         shape = (call.batch, call.kv_heads, parts, call.rows)
-        options: dict[str, Any] = {"dtype": torch.float32, "device": call.q_BTHD.device}
-        acc = torch.empty((*shape, call.q_BTHD.shape[3]), **options)
-        return cls(acc, torch.empty(shape, **options), torch.empty(shape, **options))
+        shapes = ((*shape, call.q_BTHD.shape[3]), shape, shape)
+        return cls(*(workspace(each, torch.float32, call.q_BTHD.device) for each in shapes))
 
     def arguments(self) -> dict[str, Any]:
         return {"p_partial": self.acc, "p_max": self.max, "p_sum": self.sum, "parts": self.acc.shape[2]}

@@ -19,6 +19,9 @@ from lit_eff.kernels.attention.with_cache.combine import combine_launch
 from lit_eff.kernels.attention.with_cache.paths import obstacle
 from lit_eff.kernels.attention.with_cache.tiles import HOPPER, Unit
 from lit_eff.profiling.launch import Launch
+from lit_eff.profiling.replay import LaunchCache
+
+LAUNCHES = LaunchCache()
 
 
 def launches(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor) -> list[Launch]:
@@ -65,24 +68,25 @@ def attention_with_cache(
     lse_BHT = torch.empty((batch, heads, queries), dtype=torch.float32, device=q_BTHD.device)
     if out_BTHD.numel() == 0:
         return out_BTHD, lse_BHT
-    call = CacheCall(
+    tensors = (
         q_BTHD,
         addressable(k_cache),
         addressable(v_cache),
         lengths_B.contiguous(),
         page_table_BP,
         None if query_lengths_B is None else query_lengths_B.contiguous(),
-        tree_mask_BTT,
+        None if tree_mask_BTT is None else tree_mask_BTT.view(torch.uint8),
         None if sinks_H is None else sinks_H.float().contiguous(),
         None if alibi_H is None else alibi_H.float().contiguous(),
-        scale,
-        window,
-        softcap,
-        max_length,
     )
+    options = (scale, window, softcap, max_length)
     with torch.cuda.device(q_BTHD.device) if q_BTHD.is_cuda else nullcontext():
-        for launch in launches(call, out_BTHD, lse_BHT):
-            launch.run()
+        LAUNCHES.run(
+            options,
+            tensors,
+            (out_BTHD, lse_BHT),
+            lambda: launches(CacheCall(*tensors, *options), out_BTHD, lse_BHT),
+        )
     return out_BTHD, lse_BHT
 
 
