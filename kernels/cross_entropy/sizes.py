@@ -1,0 +1,44 @@
+"""How many rows of logits are held at a time, and how a program takes a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Bytes of logits held at a time, for one exit and for several. More of them mean fewer additions to the
+# gradient of the output matrix, each of which reads and writes all of it.
+LOGITS_BYTES = (284_000_000, 568_000_000)
+ROW_MULTIPLE = 128  # rows of a matrix product's tile
+STRIDE_MULTIPLE = 64  # elements: rows start where vectors of 16 bytes and the copy engine may
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """A program's share of a row at a time, its warps, and the loads it has under way."""
+
+    block: int
+    warps: int
+    stages: int
+
+
+def row_tiles(columns: int) -> RowTiles:
+    """Long rows: few programs with many warps, so that the rows under way fit the L2 cache."""
+    if columns >= 16_384:
+        return RowTiles(block=4096, warps=16, stages=3)
+    if columns >= 2_048:
+        return RowTiles(block=2048, warps=8, stages=2)
+    return RowTiles(block=512, warps=2, stages=1)
+
+
+def padded(columns: int) -> int:
+    """Elements from one row of logits to the next."""
+    return -(-columns // STRIDE_MULTIPLE) * STRIDE_MULTIPLE
+
+
+def chunk_rows(tokens: int, row_bytes: int, exits: int) -> int:
+    """Rows of the chunks: as many as fit, in multiples of `ROW_MULTIPLE`, and the last hardly smaller."""
+    limit = LOGITS_BYTES[exits > 1]
+    most = max(limit // (row_bytes * ROW_MULTIPLE), 1) * ROW_MULTIPLE
+    if tokens <= most:
+        return tokens
+    chunks = -(-tokens // most)
+    return -(-tokens // (chunks * ROW_MULTIPLE)) * ROW_MULTIPLE
