@@ -143,6 +143,7 @@ def _scale(gradients: Sequence[Tensor], factor: Tensor) -> None:
         for gradient in gradients:
             if gradient.numel():
                 scale_launch(gradient, factor).run()
+    torch.autograd.graph.increment_version(gradients)  # a second backward pass is an error, not a wrong result
 
 
 class _Differentiable(torch.autograd.Function):
