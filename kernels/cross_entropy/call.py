@@ -56,7 +56,6 @@ class LossCall:
     wanted: Sequence[bool]
     options: Options
     row_sums: Tensor  # (5, E, N) float32
-    target: int | None = None  # compile for this capability rather than for the tensors' device
 
     @property
     def exits(self) -> int:
@@ -91,6 +90,13 @@ class LossCall:
     @property
     def tiles(self) -> RowTiles:
         return row_tiles(self.columns)
+
+    @property
+    def processors(self) -> int:
+        """Multiprocessors of the device; in the interpreter and without a device, the A100's 108."""
+        if not self.targets_N.is_cuda:
+            return 108
+        return torch.cuda.get_device_properties(self.targets_N.device).multi_processor_count
 
     @property
     def distils(self) -> bool:

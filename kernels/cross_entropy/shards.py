@@ -47,7 +47,7 @@ def merge_shards(state_7n: Tensor, options: Options) -> None:
 
 
 def merged(shards_P7n: Tensor, temperature: float) -> Tensor:
-    """Statistics of the whole row from its shards', (7, n); maxima and exponentials are in base 2."""
+    """Statistics of the whole row from its shards', (7, n)."""
     part = dict(zip(STATES, shards_P7n.unbind(1), strict=True))
     top_n = part["top"].amax(0)
     apart_Pn = part["top"] - top_n
@@ -57,9 +57,9 @@ def merged(shards_P7n: Tensor, temperature: float) -> Tensor:
         "top": top_n,
         "best": best_n,
         "target": part["target"].sum(0),
-        "total": (part["total"] * torch.exp2(apart_Pn)).sum(0),
+        "total": (part["total"] * torch.exp(apart_Pn)).sum(0),
         "sum": part["sum"].sum(0),
-        "hot": (part["hot"] * torch.exp2(apart_Pn / temperature)).sum(0),
+        "hot": (part["hot"] * torch.exp(apart_Pn / temperature)).sum(0),
         "cross": part["cross"].sum(0),
     }
     return torch.stack([whole[name] for name in STATES])

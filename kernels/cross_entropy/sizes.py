@@ -13,20 +13,24 @@ STRIDE_MULTIPLE = 64  # elements: rows start where vectors of 16 bytes and the c
 
 @dataclass(frozen=True)
 class RowTiles:
-    """A program's share of a row at a time, its warps, and the loads it has under way."""
+    """A program's share of a row at a time, its warps, loads under way, and programs a multiprocessor.
+
+    Programs go from row to row: there are few, so that the rows under way fit the L2 cache.
+    """
 
     block: int
     warps: int
     stages: int
+    programs: int
 
 
 def row_tiles(columns: int) -> RowTiles:
-    """Long rows: few programs with many warps, so that the rows under way fit the L2 cache."""
+    """By the row's length, so that a block is filled."""
     if columns >= 16_384:
-        return RowTiles(block=4096, warps=16, stages=3)
+        return RowTiles(block=4096, warps=16, stages=2, programs=2)
     if columns >= 2_048:
-        return RowTiles(block=2048, warps=8, stages=2)
-    return RowTiles(block=512, warps=2, stages=1)
+        return RowTiles(block=2048, warps=8, stages=2, programs=4)
+    return RowTiles(block=512, warps=2, stages=1, programs=16)
 
 
 def padded(columns: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_the_maximum_that_comes_first_wins() -> None:
     right = torch.tensor([[1.0], [7.0], [0.0], [2.0], [3.0], [1.5], [0.2]])
     state_7n = merged(torch.stack([right, left]), 2.0)
     assert state_7n[:, 0].tolist() == pytest.approx([1.0, 3.0, 0.5, 3.5, 5.0, 2.75, 0.3])
-    lower = torch.cat([right[:1] - 2, right[1:]])
+    lower = torch.cat([right[:1] - 2 * math.log(2), right[1:]])
     state_7n = merged(torch.stack([lower, left]), 2.0)
     assert state_7n[:, 0].tolist() == pytest.approx([1.0, 3.0, 0.5, 2.0, 5.0, 2.0, 0.3])
 
