@@ -177,7 +177,7 @@ def exit_rows_kernel(
     written with LAST and read without. ``first_column`` is where this shard of the vocabulary starts.
     """
     for i_row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        o_row = i_row.to(tl.int64) * stride_row
+        o_row = tl.cast(i_row, tl.int64) * stride_row
         p_row = p_logits + o_row
         mean = tl.load(p_means + i_row)
         if mean == 0.0:  # an ignored token: its logits are not looked at
