@@ -6,7 +6,7 @@ PyTorch operators, `call` one checked call and a chunk's memory, `sizes` how lar
 them, `scale` the backward pass, `shards` tokens or vocabulary over several processes, `io_model` exact bytes.
 """
 
-from lit_eff.kernels.cross_entropy.interface import multi_exit_cross_entropy
+from lit_eff.kernels.cross_entropy.interface import multi_exit_cross_entropy, obstacle
 from lit_eff.kernels.cross_entropy.reference import ExitLosses, multi_exit_cross_entropy_reference
 
-__all__ = ["ExitLosses", "multi_exit_cross_entropy", "multi_exit_cross_entropy_reference"]
+__all__ = ["ExitLosses", "multi_exit_cross_entropy", "multi_exit_cross_entropy_reference", "obstacle"]

@@ -106,7 +106,8 @@ def multi_exit_cross_entropy(
             "multi_exit_cross_entropy: tokens_group and vocabulary.group are one group; with the vocabulary "
             "dealt out, every process of the group needs all tokens: gather the hidden states first"
         )
-    if device.type == "cpu" and not (TRITON_INSTALLED and operator.INTERPRETED):
+    fault = obstacle(device)
+    if device.type == "cpu" and fault is not None:
         if tokens_group is not None or vocabulary is not None:
             raise UserError(
                 "multi_exit_cross_entropy: tokens_group and vocabulary need the kernels, which need a GPU "
@@ -123,7 +124,8 @@ def multi_exit_cross_entropy(
             distillation=distillation,
             temperature=temperature,
         )
-    _check_device(device)
+    if fault is not None:
+        raise UserError(f"multi_exit_cross_entropy cannot run: {fault}")
     dtype = exits.hiddens[0].dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
@@ -153,21 +155,18 @@ def multi_exit_cross_entropy(
     return ExitLosses(loss, *statistics_4E.unbind())
 
 
-def _check_device(device: torch.device) -> None:
-    """Raises UserError where the kernels cannot run."""
+def obstacle(device: torch.device | str) -> str | None:
+    """Why the kernels cannot run on ``device``; None if they can."""
+    device = torch.device(device)
     if not TRITON_INSTALLED:
-        raise UserError(
-            "multi_exit_cross_entropy: Triton is not installed (it is part of lit_eff[train], on Linux)"
-        )
+        return "Triton is not installed (it is part of lit_eff[train], on Linux)"
     if operator.INTERPRETED:
-        return
+        return None
     if device.type != "cuda" or torch.version.hip is not None:
-        raise UserError(f"multi_exit_cross_entropy runs on CPUs and NVIDIA GPUs, not on {device}")
+        return f"the Triton kernels need an NVIDIA GPU, not {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
-        raise UserError(
-            f"multi_exit_cross_entropy: {torch.cuda.get_device_name(device)} is older than sm_80; it needs "
-            "an Ampere GPU or later"
-        )
+        return f"{torch.cuda.get_device_name(device)} is older than sm_80"
+    return None
 
 
 def _plain(
