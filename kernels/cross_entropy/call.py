@@ -118,9 +118,7 @@ class LossCall:
 
     def needs_gradient(self, exit_index: int) -> bool:
         """Whether d loss / d logits of the exit is read by anyone."""
-        wants = (
-            self.wants_hidden(exit_index) or self.wants_matrix(exit_index) or self.wants_bias(exit_index)
-        )
+        wants = self.wants_hidden(exit_index) or self.wants_matrix(exit_index) or self.wants_bias(exit_index)
         return wants and self.exit_weights[exit_index] != 0.0
 
     def chunks(self) -> list[slice]:
@@ -128,9 +126,7 @@ class LossCall:
         rows = self.options.chunk or chunk_rows(
             self.tokens, padded(self.columns) * self.dtype.itemsize * (1 + self.distils), self.exits
         )
-        return [
-            slice(first, min(first + rows, self.tokens)) for first in range(0, self.tokens, max(rows, 1))
-        ]
+        return [slice(first, min(first + rows, self.tokens)) for first in range(0, self.tokens, max(rows, 1))]
 
 
 def magnification(dtype: torch.dtype, tokens: int) -> float:

@@ -49,8 +49,7 @@ def check_exits(
         raise UserError(f"{WHO} got no hidden states; it wants those of at least one exit")
     exits = len(hiddens)
     weights = [weight_VC] * exits if isinstance(weight_VC, Tensor) else list(weight_VC)
-    one_bias = bias_V is None or isinstance(bias_V, Tensor)
-    biases = [bias_V] * exits if one_bias else list(bias_V)  # type: ignore[arg-type, list-item]
+    biases = [bias_V] * exits if bias_V is None or isinstance(bias_V, Tensor) else list(bias_V)
     shares = [1.0 / exits] * exits if exit_weights is None else [float(each) for each in exit_weights]
     for name, found in (("weight_VC", weights), ("bias_V", biases), ("exit_weights", shares)):
         if len(found) != exits:
@@ -92,7 +91,9 @@ def check_tokens(
         if tensor is None:
             continue
         if tensor.shape != (tokens,):
-            raise UserError(f"{WHO}: {name} must have shape ({tokens},), as the hidden states; got {_s(tensor)}")
+            raise UserError(
+                f"{WHO}: {name} must have shape ({tokens},), as the hidden states; got {_s(tensor)}"
+            )
         if tensor.device != device:
             raise UserError(f"{WHO}: {name} is on {tensor.device}, the hidden states on {device}")
     if targets_N.dtype != torch.int64:
@@ -111,8 +112,8 @@ def check_tokens(
         counted = targets_N[targets_N != ignore_index]
         if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < size:
             raise UserError(
-                f"{WHO}: targets from {int(counted.min())} to {int(counted.max())}; expected 0 to {size - 1}, "
-                f"or {ignore_index} to ignore"
+                f"{WHO}: targets from {int(counted.min())} to {int(counted.max())}; expected 0 to "
+                f"{size - 1}, or {ignore_index} to ignore"
             )
 
 

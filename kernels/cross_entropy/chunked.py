@@ -29,6 +29,9 @@ def run_chunks(call: LossCall, gradients: Gradients) -> None:
     """Fill ``call.row_sums`` and ``gradients`` (uninitialised before)."""
     chunks = call.chunks()
     touched: set[int] = set()
+    for total in gradients.bias:
+        if total is not None:
+            total.zero_()
     if chunks:
         workspace = Workspace(call, chunks[0].stop)
         for rows in chunks:

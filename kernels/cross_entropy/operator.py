@@ -101,17 +101,20 @@ def _gradients(
         weights_N / torch.where(total > 0, total, 1.0),
         wanted,
         options,
-        torch.empty(len(ROW_SUMS), len(exits), targets_N.numel(), device=targets_N.device),
+        weights_N.new_empty(len(ROW_SUMS), len(exits), targets_N.numel()),
     )
     of_matrices = wanted[len(exits) : len(exits) + len(matrices)]
     of_biases = wanted[len(exits) + len(matrices) :]
     hidden_ENC = exits[0].new_empty(sum(wanted[: len(exits)]), *exits[0].shape)
     each_hidden = iter(hidden_ENC)
-    wide = {"dtype": torch.float32, "device": targets_N.device}
+
+    def wide(like: Tensor, wanted: bool) -> Tensor | None:
+        return torch.empty(like.shape, dtype=torch.float32, device=like.device) if wanted else None
+
     sums = Gradients(
         [next(each_hidden) if want else None for want in wanted[: len(exits)]],
-        [torch.empty(m.shape, **wide) if want else None for m, want in zip(matrices, of_matrices, strict=True)],
-        [torch.zeros(b.shape, **wide) if want else None for b, want in zip(biases, of_biases, strict=True)],
+        list(map(wide, matrices, of_matrices)),
+        list(map(wide, biases, of_biases)),
     )
     with _on_device_of(targets_N):
         run_chunks(call, sums)
@@ -143,7 +146,8 @@ def _scale(gradients: Sequence[Tensor], factor: Tensor) -> None:
         for gradient in gradients:
             if gradient.numel():
                 scale_launch(gradient, factor).run()
-    torch.autograd.graph.increment_version(gradients)  # a second backward pass is an error, not a wrong result
+    # A second backward pass is an error rather than a wrong result.
+    torch.autograd.graph.increment_version(gradients)
 
 
 class _Differentiable(torch.autograd.Function):

@@ -22,13 +22,13 @@ FAR = tl.constexpr(2147483647)
 
 
 class Logits(NamedTuple):
-    """Rows of products, whose logits are those plus the bias, through the softcap. ``pointer`` may be None."""
+    """Rows of products: logits are those plus the bias, through the softcap. All but sizes may be None."""
 
     pointer: Any
     bias: Any
     columns: Any
     stride: Any  # from row to row, a multiple of the vector width, which the columns need not be
-    softcap: Any  # None for none
+    softcap: Any
 
 
 class State(NamedTuple):

@@ -24,7 +24,8 @@ class VocabularyShard(NamedTuple):
 
 def group_of(name: str) -> Any:
     """The process group of that name (PyTorch operators take names, not groups)."""
-    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined]
+    resolve: Any = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    return resolve(name)
 
 
 def sum_over(tensor: Tensor, group: str | None) -> None:

@@ -73,9 +73,7 @@ class TrainingStep:
         self.model.compile_blocks()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 6e-4, weight_decay=0.1, fused=True)
         shape = (BATCH, LENGTH + 1)
-        tokens_BT = torch.randint(
-            VOCABULARY, shape, generator=torch.Generator().manual_seed(0)
-        ).cuda()
+        tokens_BT = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(0)).cuda()
         self.inputs_BT, self.targets_N = tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].flatten()
 
     def run(self, exits: Sequence[int]) -> Tensor:

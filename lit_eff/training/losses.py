@@ -99,7 +99,8 @@ def chunked_exit_loss(
 ) -> tuple[Tensor, Tensor]:
     """:func:`exit_loss_from_logits` of ``hidden @ weight.T + bias``, without holding the logits.
 
-    On a GPU that can, :func:`lit_eff.kernels.cross_entropy.multi_exit_cross_entropy` runs. Matrix products run in the autocast dtype where autocast is on; the softmax and all sums are float32.
+    On a GPU that can, :func:`lit_eff.kernels.cross_entropy.multi_exit_cross_entropy` runs. Matrix products
+    run in the autocast dtype where autocast is on; the softmax and all sums are float32.
 
     Args:
         hiddens: normed hidden states (N, C) per exit, the last exit last.

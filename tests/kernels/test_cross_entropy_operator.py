@@ -1,4 +1,4 @@
-"""The multi-exit loss as an operator: opcheck, one graph under torch.compile, gradients that are not copied."""
+"""The multi-exit loss as an operator: opcheck, one graph under torch.compile, gradients without a copy."""
 
 from __future__ import annotations
 
