@@ -87,9 +87,8 @@ class LossCall:
         """
         return magnification(self.dtype, self.tokens)
 
-    @property
-    def tiles(self) -> RowTiles:
-        return row_tiles(self.columns)
+    def tiles(self, exit_index: int) -> RowTiles:
+        return row_tiles(self.columns, taught=self.distils and exit_index < self.exits - 1)
 
     @property
     def processors(self) -> int:

@@ -179,7 +179,7 @@ def row_launch(call: LossCall, chunk: Chunk, index: int, *, statistics: bool, fi
         statistics: make them from the logits, rather than read the merged ones of ``chunk.state``.
         finish: write losses and the gradient, rather than this shard's statistics to ``chunk.state``.
     """
-    options, tiles, rows = call.options, call.tiles, chunk.rows
+    options, tiles, rows = call.options, call.tiles(index), chunk.rows
     last = index == call.exits - 1
     stride = chunk.logits.stride(0)
 

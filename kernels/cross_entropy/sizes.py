@@ -24,10 +24,10 @@ class RowTiles:
     programs: int
 
 
-def row_tiles(columns: int) -> RowTiles:
-    """By the row's length, so that a block is filled."""
+def row_tiles(columns: int, *, taught: bool) -> RowTiles:
+    """By the row's length, so that a block is filled; a teacher's logits take registers of their own."""
     if columns >= 16_384:
-        return RowTiles(block=4096, warps=16, stages=2, programs=2)
+        return RowTiles(block=4096, warps=16, stages=1 if taught else 3, programs=2)
     if columns >= 2_048:
         return RowTiles(block=2048, warps=8, stages=2, programs=4)
     return RowTiles(block=512, warps=2, stages=1, programs=16)

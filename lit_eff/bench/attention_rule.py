@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,18 +18,11 @@ from torch import Tensor
 
 from lit_eff.bench.attention_cached_cases import CachedCase
 from lit_eff.bench.attention_cases import AttentionCase, AttentionInputs
+from lit_eff.bench.checks import Outcome
 from lit_eff.bench.interpreted import rows_alike
 
 SMALL = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}  # of the largest element, if above 1
 Case = AttentionCase | CachedCase
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One check; without faults it passed."""
-
-    name: str
-    faults: tuple[str, ...] = ()
 
 
 @contextmanager
