@@ -87,8 +87,9 @@ class LossCall:
         """
         return magnification(self.dtype, self.tokens)
 
-    def tiles(self, exit_index: int) -> RowTiles:
-        return row_tiles(self.columns, taught=self.distils and exit_index < self.exits - 1)
+    @property
+    def tiles(self) -> RowTiles:
+        return row_tiles(self.columns)
 
     @property
     def processors(self) -> int:

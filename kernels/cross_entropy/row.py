@@ -58,15 +58,24 @@ def capped(b_x, softcap):
 
 
 @triton.jit
-def load_logits(row, o_v, EDGE: tl.constexpr):
-    """The row's logits at ``o_v``, -inf past the last column; EDGE: the stride is not the last column."""
-    m_v = o_v < row.columns
-    b_x = tl.load(row.pointer + o_v, mask=o_v < row.stride, other=float("-inf")).to(tl.float32)
+def fetch(row, o_v, TAIL: tl.constexpr):
+    """Products at ``o_v``, as they stand. TAIL: some lie past the stride."""
+    if TAIL:
+        b_product = tl.load(row.pointer + o_v, mask=o_v < row.stride, other=float("-inf"))
+    else:
+        b_product = tl.load(row.pointer + o_v)
+    return b_product
+
+
+@triton.jit
+def logits_of(row, b_product, o_v, TAIL: tl.constexpr):
+    """The logits of what was fetched. TAIL: -inf past the last column, which the stride need not be."""
+    b_x = b_product.to(tl.float32)
     if row.bias is not None:
-        b_x += tl.load(row.bias + o_v, mask=m_v, other=0.0).to(tl.float32)
+        b_x += tl.load(row.bias + o_v, mask=o_v < row.columns, other=0.0).to(tl.float32)
     b_x = capped(b_x, row.softcap)
-    if EDGE or row.softcap is not None:
-        b_x = tl.where(m_v, b_x, float("-inf"))
+    if TAIL:
+        b_x = tl.where(o_v < row.columns, b_x, float("-inf"))
     return b_x
 
 
@@ -80,51 +89,84 @@ def load_logit(row, i_v):
     return capped(x, row.softcap)
 
 
+class Lanes(NamedTuple):
+    """A `State` of each lane, but for the target; a lane's columns are a vector's."""
+
+    top: Any
+    block: Any  # what the program looked at when the lane found its maximum: its first column
+    total: Any
+    sum: Any  # of each column of the vector apart
+    hot: Any
+    cross: Any  # likewise
+
+
+@triton.jit
+def fold(
+    lanes, row, teacher, teacher_lse, b_product, first, o_tile, coolness,
+    SMOOTH: tl.constexpr, HOT: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Take in a vector of columns a lane: what an element costs is a maximum, a multiply-add, an exponential
+    and an addition."""
+    o_v = first + o_tile
+    b_x = logits_of(row, b_product, o_v, TAIL)
+    b_peak = tl.max(b_x, axis=1)
+    b_top = tl.maximum(lanes.top, b_peak)
+    b_decay = (lanes.top - b_top) * LOG2E
+    b_high = b_top * LOG2E
+    b_total = lanes.total * tl.exp2(b_decay) + tl.sum(tl.exp2(b_x * LOG2E - b_high[:, None]), axis=1)
+    b_block = tl.where(b_peak > lanes.top, first, lanes.block)
+    b_sum, b_hot, b_cross = lanes.sum, lanes.hot, lanes.cross
+    if HOT:
+        b_new = tl.exp2(b_x * (LOG2E * coolness) - (b_high * coolness)[:, None])
+        b_hot = b_hot * tl.exp2(b_decay * coolness) + tl.sum(b_new, axis=1)
+    if SMOOTH:
+        b_sum += tl.where(o_v < row.columns, b_x, 0.0) if TAIL else b_x
+    if teacher.pointer is not None:
+        b_t = logits_of(teacher, fetch(teacher, o_v, TAIL), o_v, TAIL)
+        b_apart = tl.where(o_v < row.columns, b_t - b_x, 0.0) if TAIL else b_t - b_x
+        b_cross += tl.exp2(b_t * (LOG2E * coolness) - teacher_lse) * b_apart
+    return Lanes(b_top, b_block, b_total, b_sum, b_hot, b_cross)
+
+
 @triton.jit
 def row_statistics(
     row, teacher, teacher_lse, target, first_column, coolness, SMOOTH: tl.constexpr, HOT: tl.constexpr,
-    EDGE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, VECTOR: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The row's `State`; ``coolness`` is 1 / T, ``target`` a column of this shard or none.
 
-    A lane takes a vector of columns at a time and keeps a maximum and sums of its own: what an element
-    costs is a maximum, a multiply-add, an exponential and an addition.
+    Lanes take vectors of columns, AHEAD of them under way together, and keep statistics of their own.
     """
     o_lane = tl.arange(0, BLOCK // VECTOR) * VECTOR
     o_vector = tl.arange(0, VECTOR)
-    b_top = tl.full([BLOCK // VECTOR], LOWEST, tl.float32)
-    b_block = tl.zeros([BLOCK // VECTOR], tl.int32)
-    b_total = tl.zeros([BLOCK // VECTOR], tl.float32)
-    b_sum = tl.zeros([BLOCK // VECTOR], tl.float32)
-    b_hot = tl.zeros([BLOCK // VECTOR], tl.float32)
-    b_cross = tl.zeros([BLOCK // VECTOR], tl.float32)
-    for first in tl.range(0, row.stride, BLOCK, num_stages=STAGES):
-        o_v = first + o_lane[:, None] + o_vector[None, :]
-        b_x = load_logits(row, o_v, EDGE)
-        b_peak = tl.max(b_x, axis=1)
-        b_new = tl.maximum(b_top, b_peak)
-        b_decay = (b_top - b_new) * LOG2E
-        b_high = b_new * LOG2E
-        b_total = b_total * tl.exp2(b_decay) + tl.sum(tl.exp2(b_x * LOG2E - b_high[:, None]), axis=1)
-        if HOT:
-            b_new_hot = tl.exp2(b_x * (LOG2E * coolness) - (b_high * coolness)[:, None])
-            b_hot = b_hot * tl.exp2(b_decay * coolness) + tl.sum(b_new_hot, axis=1)
-        b_block = tl.where(b_peak > b_top, first, b_block)
-        b_top = b_new
-        if SMOOTH:
-            b_sum += tl.sum(tl.where(o_v < row.columns, b_x, 0.0), axis=1)
-        if teacher.pointer is not None:
-            b_t = load_logits(teacher, o_v, EDGE)
-            b_p = tl.exp2(b_t * (LOG2E * coolness) - teacher_lse)
-            b_cross += tl.sum(tl.where(o_v < row.columns, b_p * (b_t - b_x), 0.0), axis=1)
-    top = tl.max(b_top)
+    o_tile = o_lane[:, None] + o_vector[None, :]
+    b_zero = tl.zeros([BLOCK // VECTOR], tl.float32)
+    b_zeros = tl.zeros([BLOCK // VECTOR, VECTOR], tl.float32)
+    lanes = Lanes(b_zero + LOWEST, b_zero.to(tl.int32), b_zero, b_zeros, b_zero, b_zeros)
+    whole = row.columns // (AHEAD * BLOCK) * (AHEAD * BLOCK)
+    for start in range(0, whole, AHEAD * BLOCK):
+        fetched = ()
+        for i in tl.static_range(AHEAD):
+            fetched += (fetch(row, start + i * BLOCK + o_tile, False),)  # type: ignore[assignment]
+        for i in tl.static_range(AHEAD):
+            lanes = fold(
+                lanes, row, teacher, teacher_lse, fetched[i], start + i * BLOCK, o_tile, coolness,
+                SMOOTH, HOT, False,
+            )  # fmt: skip
+    for first in range(whole, row.stride, BLOCK):
+        b_product = fetch(row, first + o_tile, True)
+        lanes = fold(
+            lanes, row, teacher, teacher_lse, b_product, first, o_tile, coolness, SMOOTH, HOT, True
+        )
+    top = tl.max(lanes.top)
     # The lowest column that holds the maximum, as PyTorch's argmax on a CPU; any if all is NaN.
-    o_v = tl.min(tl.where(b_top == top, b_block + o_lane, FAR)) + o_vector
-    column = tl.min(tl.where(load_logits(row, o_v, EDGE) == top, o_v, FAR))
+    o_v = tl.min(tl.where(lanes.top == top, lanes.block + o_lane, FAR)) + o_vector
+    column = tl.min(tl.where(logits_of(row, fetch(row, o_v, True), o_v, True) == top, o_v, FAR))
     best = first_column + tl.minimum(column, row.columns - 1)
-    b_decay = (b_top - top) * LOG2E
-    total = tl.sum(b_total * tl.exp2(b_decay))
-    hot = tl.sum(b_hot * tl.exp2(b_decay * coolness))
+    b_decay = (lanes.top - top) * LOG2E
+    total = tl.sum(lanes.total * tl.exp2(b_decay))
+    hot = tl.sum(lanes.hot * tl.exp2(b_decay * coolness))
+    b_sum, b_cross = tl.sum(lanes.sum, axis=1), tl.sum(lanes.cross, axis=1)
     return State(top, best, load_logit(row, target), total, tl.sum(b_sum), hot, tl.sum(b_cross))
 
 
@@ -165,21 +207,36 @@ def through_softcap(b_g, b_x, softcap):
 
 
 @triton.jit
+def store_gradient(row, p_gradient, teacher, slope, b_product, o_v, TAIL: tl.constexpr):
+    b_x = logits_of(row, b_product, o_v, TAIL)
+    b_g = softmax_gradient(b_x, slope)
+    if teacher.pointer is not None:
+        b_g += teacher_gradient(b_x, logits_of(teacher, fetch(teacher, o_v, TAIL), o_v, TAIL), slope)
+    b_g = through_softcap(b_g, b_x, row.softcap).to(p_gradient.dtype.element_ty)
+    if TAIL:
+        tl.store(p_gradient + o_v, b_g, mask=o_v < row.stride)
+    else:
+        tl.store(p_gradient + o_v, b_g)
+
+
+@triton.jit
 def row_gradient(
     row, p_gradient, teacher, slope, target, target_x,
-    EDGE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, VECTOR: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write d loss / d logit of the row, which may lie where the logits lie; the target's comes last."""
-    o_lane = tl.arange(0, BLOCK // VECTOR) * VECTOR
-    o_vector = tl.arange(0, VECTOR)
-    for first in tl.range(0, row.stride, BLOCK, num_stages=STAGES):
-        o_v = first + o_lane[:, None] + o_vector[None, :]
-        b_x = load_logits(row, o_v, EDGE)
-        b_g = softmax_gradient(b_x, slope)
-        if teacher.pointer is not None:
-            b_g += teacher_gradient(b_x, load_logits(teacher, o_v, EDGE), slope)
-        b_g = through_softcap(b_g, b_x, row.softcap)
-        tl.store(p_gradient + o_v, b_g.to(p_gradient.dtype.element_ty), mask=o_v < row.stride)
+    o_tile = tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    whole = row.columns // (AHEAD * BLOCK) * (AHEAD * BLOCK)
+    for start in range(0, whole, AHEAD * BLOCK):
+        fetched = ()
+        for i in tl.static_range(AHEAD):
+            fetched += (fetch(row, start + i * BLOCK + o_tile, False),)  # type: ignore[assignment]
+        for i in tl.static_range(AHEAD):
+            o_v = start + i * BLOCK + o_tile
+            store_gradient(row, p_gradient, teacher, slope, fetched[i], o_v, False)
+    for first in range(whole, row.stride, BLOCK):
+        o_v = first + o_tile
+        store_gradient(row, p_gradient, teacher, slope, fetch(row, o_v, True), o_v, True)
     at = softmax_gradient(target_x, slope) - slope.at_target
     if teacher.pointer is not None:
         at += teacher_gradient(target_x, load_logit(teacher, target), slope)

@@ -99,7 +99,7 @@ def exit_rows_kernel(
     logits, p_gradient, teacher, p_targets, p_means, p_lse, p_best, sums, state, terms,
     rows, first_column, vocabulary,
     STATISTICS: tl.constexpr, FINISH: tl.constexpr, LAST: tl.constexpr, SMOOTH: tl.constexpr,
-    HOT: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    HOT: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """STATISTICS of the rows (without: those merged over shards in ``state``); FINISH: ``sums``, gradient.
 
@@ -129,8 +129,8 @@ def exit_rows_kernel(
             coolness = 1.0 / terms.temperature
             if STATISTICS:
                 found = row_statistics(
-                    row, taught_by, teacher_lse, here, first_column, coolness, SMOOTH, HOT, EDGE, BLOCK,
-                    VECTOR, STAGES,
+                    row, taught_by, teacher_lse, here, first_column, coolness, SMOOTH, HOT, BLOCK, VECTOR,
+                    AHEAD,
                 )  # fmt: skip
             else:
                 found = load_state(state, i_row)
@@ -165,8 +165,7 @@ def exit_rows_kernel(
                     )  # fmt: skip
                     o_row = tl.cast(i_row, tl.int64) * logits.stride
                     row_gradient(
-                        row, p_gradient + o_row, taught_by, slope, here, found.target, EDGE, BLOCK, VECTOR,
-                        STAGES,
+                        row, p_gradient + o_row, taught_by, slope, here, found.target, BLOCK, VECTOR, AHEAD,
                     )  # fmt: skip
             else:
                 store_column(state, i_row, found)
@@ -179,7 +178,7 @@ def row_launch(call: LossCall, chunk: Chunk, index: int, *, statistics: bool, fi
         statistics: make them from the logits, rather than read the merged ones of ``chunk.state``.
         finish: write losses and the gradient, rather than this shard's statistics to ``chunk.state``.
     """
-    options, tiles, rows = call.options, call.tiles(index), chunk.rows
+    options, tiles, rows = call.options, call.tiles, chunk.rows
     last = index == call.exits - 1
     stride = chunk.logits.stride(0)
 
@@ -215,10 +214,9 @@ def row_launch(call: LossCall, chunk: Chunk, index: int, *, statistics: bool, fi
         "LAST": last,
         "SMOOTH": options.label_smoothing != 0.0,
         "HOT": options.distillation != 0.0 and options.temperature != 1.0,
-        "EDGE": stride != call.columns,
         "BLOCK": tiles.block,
         "VECTOR": 16 // chunk.logits.element_size(),
-        "STAGES": tiles.stages,
+        "AHEAD": tiles.ahead,
     }
     programs = min(count, tiles.programs * call.processors)
     return Launch(exit_rows_kernel, (programs,), arguments, num_warps=tiles.warps)

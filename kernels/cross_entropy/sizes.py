@@ -13,24 +13,24 @@ STRIDE_MULTIPLE = 64  # elements: rows start where vectors of 16 bytes and the c
 
 @dataclass(frozen=True)
 class RowTiles:
-    """A program's share of a row at a time, its warps, loads under way, and programs a multiprocessor.
+    """Columns that a program takes at a time, how often it does so ahead, warps; programs a multiprocessor.
 
     Programs go from row to row: there are few, so that the rows under way fit the L2 cache.
     """
 
     block: int
+    ahead: int
     warps: int
-    stages: int
     programs: int
 
 
-def row_tiles(columns: int, *, taught: bool) -> RowTiles:
-    """By the row's length, so that a block is filled; a teacher's logits take registers of their own."""
+def row_tiles(columns: int) -> RowTiles:
+    """By the row's length, so that a block is filled: 16 bytes a thread in half precision."""
     if columns >= 16_384:
-        return RowTiles(block=4096, warps=16, stages=1 if taught else 3, programs=2)
+        return RowTiles(block=4096, ahead=2, warps=16, programs=2)
     if columns >= 2_048:
-        return RowTiles(block=2048, warps=8, stages=2, programs=4)
-    return RowTiles(block=512, warps=2, stages=1, programs=16)
+        return RowTiles(block=2048, ahead=1, warps=8, programs=4)
+    return RowTiles(block=512, ahead=1, warps=2, programs=16)
 
 
 def padded(columns: int) -> int:
