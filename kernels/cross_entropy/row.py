@@ -44,13 +44,6 @@ class State(NamedTuple):
 
 
 @triton.jit
-def row_of(logits, i_row):
-    """Row ``i_row`` of a chunk."""
-    pointer = logits.pointer + tl.cast(i_row, tl.int64) * logits.stride
-    return Logits(pointer, logits.bias, logits.columns, logits.stride, logits.softcap)
-
-
-@triton.jit
 def capped(b_x, softcap):
     if softcap is not None:
         b_x = softcap * tanh(b_x / softcap)
@@ -58,35 +51,35 @@ def capped(b_x, softcap):
 
 
 @triton.jit
-def fetch(row, o_v, TAIL: tl.constexpr):
+def fetch(p_row, logits, o_v, TAIL: tl.constexpr):
     """Products at ``o_v``, as they stand. TAIL: some lie past the stride."""
     if TAIL:
-        b_product = tl.load(row.pointer + o_v, mask=o_v < row.stride, other=float("-inf"))
+        b_product = tl.load(p_row + o_v, mask=o_v < logits.stride, other=float("-inf"))
     else:
-        b_product = tl.load(row.pointer + o_v)
+        b_product = tl.load(p_row + o_v)
     return b_product
 
 
 @triton.jit
-def logits_of(row, b_product, o_v, TAIL: tl.constexpr):
+def logits_of(logits, b_product, o_v, TAIL: tl.constexpr):
     """The logits of what was fetched. TAIL: -inf past the last column, which the stride need not be."""
     b_x = b_product.to(tl.float32)
-    if row.bias is not None:
-        b_x += tl.load(row.bias + o_v, mask=o_v < row.columns, other=0.0).to(tl.float32)
-    b_x = capped(b_x, row.softcap)
+    if logits.bias is not None:
+        b_x += tl.load(logits.bias + o_v, mask=o_v < logits.columns, other=0.0).to(tl.float32)
+    b_x = capped(b_x, logits.softcap)
     if TAIL:
-        b_x = tl.where(o_v < row.columns, b_x, float("-inf"))
+        b_x = tl.where(o_v < logits.columns, b_x, float("-inf"))
     return b_x
 
 
 @triton.jit
-def load_logit(row, i_v):
+def load_logit(p_row, logits, i_v):
     """The logit of one column; 0 where the row has no such column."""
-    m_v = (i_v >= 0) & (i_v < row.columns)
-    x = tl.load(row.pointer + i_v, mask=m_v, other=0.0).to(tl.float32)
-    if row.bias is not None:
-        x += tl.load(row.bias + i_v, mask=m_v, other=0.0).to(tl.float32)
-    return capped(x, row.softcap)
+    m_v = (i_v >= 0) & (i_v < logits.columns)
+    x = tl.load(p_row + i_v, mask=m_v, other=0.0).to(tl.float32)
+    if logits.bias is not None:
+        x += tl.load(logits.bias + i_v, mask=m_v, other=0.0).to(tl.float32)
+    return capped(x, logits.softcap)
 
 
 class Lanes(NamedTuple):
@@ -102,13 +95,13 @@ class Lanes(NamedTuple):
 
 @triton.jit
 def fold(
-    lanes, row, teacher, teacher_lse, b_product, first, o_tile, coolness,
+    lanes, logits, p_teacher, teacher, teacher_lse, b_product, first, o_tile, coolness,
     SMOOTH: tl.constexpr, HOT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Take in a vector of columns a lane: what an element costs is a maximum, a multiply-add, an exponential
     and an addition."""
     o_v = first + o_tile
-    b_x = logits_of(row, b_product, o_v, TAIL)
+    b_x = logits_of(logits, b_product, o_v, TAIL)
     b_peak = tl.max(b_x, axis=1)
     b_top = tl.maximum(lanes.top, b_peak)
     b_decay = (lanes.top - b_top) * LOG2E
@@ -120,18 +113,18 @@ def fold(
         b_new = tl.exp2(b_x * (LOG2E * coolness) - (b_high * coolness)[:, None])
         b_hot = b_hot * tl.exp2(b_decay * coolness) + tl.sum(b_new, axis=1)
     if SMOOTH:
-        b_sum += tl.where(o_v < row.columns, b_x, 0.0) if TAIL else b_x
-    if teacher.pointer is not None:
-        b_t = logits_of(teacher, fetch(teacher, o_v, TAIL), o_v, TAIL)
-        b_apart = tl.where(o_v < row.columns, b_t - b_x, 0.0) if TAIL else b_t - b_x
+        b_sum += tl.where(o_v < logits.columns, b_x, 0.0) if TAIL else b_x
+    if p_teacher is not None:
+        b_t = logits_of(teacher, fetch(p_teacher, teacher, o_v, TAIL), o_v, TAIL)
+        b_apart = tl.where(o_v < logits.columns, b_t - b_x, 0.0) if TAIL else b_t - b_x
         b_cross += tl.exp2(b_t * (LOG2E * coolness) - teacher_lse) * b_apart
     return Lanes(b_top, b_block, b_total, b_sum, b_hot, b_cross)
 
 
 @triton.jit
 def row_statistics(
-    row, teacher, teacher_lse, target, first_column, coolness, SMOOTH: tl.constexpr, HOT: tl.constexpr,
-    BLOCK: tl.constexpr, VECTOR: tl.constexpr, AHEAD: tl.constexpr,
+    p_row, logits, p_teacher, teacher, teacher_lse, target, first_column, coolness,
+    SMOOTH: tl.constexpr, HOT: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The row's `State`; ``coolness`` is 1 / T, ``target`` a column of this shard or none.
 
@@ -143,31 +136,32 @@ def row_statistics(
     b_zero = tl.zeros([BLOCK // VECTOR], tl.float32)
     b_zeros = tl.zeros([BLOCK // VECTOR, VECTOR], tl.float32)
     lanes = Lanes(b_zero + LOWEST, b_zero.to(tl.int32), b_zero, b_zeros, b_zero, b_zeros)
-    whole = row.columns // (AHEAD * BLOCK) * (AHEAD * BLOCK)
+    whole = logits.columns // (AHEAD * BLOCK) * (AHEAD * BLOCK)
     for start in range(0, whole, AHEAD * BLOCK):
         fetched = ()
         for i in tl.static_range(AHEAD):
-            fetched += (fetch(row, start + i * BLOCK + o_tile, False),)  # type: ignore[assignment]
+            fetched += (fetch(p_row, logits, start + i * BLOCK + o_tile, False),)  # type: ignore[assignment]
         for i in tl.static_range(AHEAD):
             lanes = fold(
-                lanes, row, teacher, teacher_lse, fetched[i], start + i * BLOCK, o_tile, coolness,
-                SMOOTH, HOT, False,
+                lanes, logits, p_teacher, teacher, teacher_lse, fetched[i], start + i * BLOCK, o_tile,
+                coolness, SMOOTH, HOT, False,
             )  # fmt: skip
-    for first in range(whole, row.stride, BLOCK):
-        b_product = fetch(row, first + o_tile, True)
+    for first in range(whole, logits.stride, BLOCK):
+        b_product = fetch(p_row, logits, first + o_tile, True)
         lanes = fold(
-            lanes, row, teacher, teacher_lse, b_product, first, o_tile, coolness, SMOOTH, HOT, True
-        )
+            lanes, logits, p_teacher, teacher, teacher_lse, b_product, first, o_tile, coolness,
+            SMOOTH, HOT, True,
+        )  # fmt: skip
     top = tl.max(lanes.top)
     # The lowest column that holds the maximum, as PyTorch's argmax on a CPU; any if all is NaN.
     o_v = tl.min(tl.where(lanes.top == top, lanes.block + o_lane, FAR)) + o_vector
-    column = tl.min(tl.where(logits_of(row, fetch(row, o_v, True), o_v, True) == top, o_v, FAR))
-    best = first_column + tl.minimum(column, row.columns - 1)
+    column = tl.min(tl.where(logits_of(logits, fetch(p_row, logits, o_v, True), o_v, True) == top, o_v, FAR))
+    best = first_column + tl.minimum(column, logits.columns - 1)
     b_decay = (lanes.top - top) * LOG2E
     total = tl.sum(lanes.total * tl.exp2(b_decay))
     hot = tl.sum(lanes.hot * tl.exp2(b_decay * coolness))
     b_sum, b_cross = tl.sum(lanes.sum, axis=1), tl.sum(lanes.cross, axis=1)
-    return State(top, best, load_logit(row, target), total, tl.sum(b_sum), hot, tl.sum(b_cross))
+    return State(top, best, load_logit(p_row, logits, target), total, tl.sum(b_sum), hot, tl.sum(b_cross))
 
 
 class Slope(NamedTuple):
@@ -207,42 +201,45 @@ def through_softcap(b_g, b_x, softcap):
 
 
 @triton.jit
-def store_gradient(row, p_gradient, teacher, slope, b_product, o_v, TAIL: tl.constexpr):
-    b_x = logits_of(row, b_product, o_v, TAIL)
+def store_gradient(logits, p_gradient, p_teacher, teacher, slope, b_product, o_v, TAIL: tl.constexpr):
+    b_x = logits_of(logits, b_product, o_v, TAIL)
     b_g = softmax_gradient(b_x, slope)
-    if teacher.pointer is not None:
-        b_g += teacher_gradient(b_x, logits_of(teacher, fetch(teacher, o_v, TAIL), o_v, TAIL), slope)
-    b_g = through_softcap(b_g, b_x, row.softcap).to(p_gradient.dtype.element_ty)
+    if p_teacher is not None:
+        b_g += teacher_gradient(
+            b_x, logits_of(teacher, fetch(p_teacher, teacher, o_v, TAIL), o_v, TAIL), slope
+        )
+    b_g = through_softcap(b_g, b_x, logits.softcap).to(p_gradient.dtype.element_ty)
     if TAIL:
-        tl.store(p_gradient + o_v, b_g, mask=o_v < row.stride)
+        tl.store(p_gradient + o_v, b_g, mask=o_v < logits.stride)
     else:
         tl.store(p_gradient + o_v, b_g)
 
 
 @triton.jit
 def row_gradient(
-    row, p_gradient, teacher, slope, target, target_x,
+    p_row, logits, p_gradient, p_teacher, teacher, slope, target, target_x,
     BLOCK: tl.constexpr, VECTOR: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write d loss / d logit of the row, which may lie where the logits lie; the target's comes last."""
     o_tile = tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    whole = row.columns // (AHEAD * BLOCK) * (AHEAD * BLOCK)
+    whole = logits.columns // (AHEAD * BLOCK) * (AHEAD * BLOCK)
     for start in range(0, whole, AHEAD * BLOCK):
         fetched = ()
         for i in tl.static_range(AHEAD):
-            fetched += (fetch(row, start + i * BLOCK + o_tile, False),)  # type: ignore[assignment]
+            fetched += (fetch(p_row, logits, start + i * BLOCK + o_tile, False),)  # type: ignore[assignment]
         for i in tl.static_range(AHEAD):
             o_v = start + i * BLOCK + o_tile
-            store_gradient(row, p_gradient, teacher, slope, fetched[i], o_v, False)
-    for first in range(whole, row.stride, BLOCK):
+            store_gradient(logits, p_gradient, p_teacher, teacher, slope, fetched[i], o_v, False)
+    for first in range(whole, logits.stride, BLOCK):
         o_v = first + o_tile
-        store_gradient(row, p_gradient, teacher, slope, fetch(row, o_v, True), o_v, True)
+        b_product = fetch(p_row, logits, o_v, True)
+        store_gradient(logits, p_gradient, p_teacher, teacher, slope, b_product, o_v, True)
     at = softmax_gradient(target_x, slope) - slope.at_target
-    if teacher.pointer is not None:
-        at += teacher_gradient(target_x, load_logit(teacher, target), slope)
-    at = through_softcap(at, target_x, row.softcap)
+    if p_teacher is not None:
+        at += teacher_gradient(target_x, load_logit(p_teacher, teacher, target), slope)
+    at = through_softcap(at, target_x, logits.softcap)
     tl.debug_barrier()  # another thread has written the target's column
-    m_here = (target >= 0) & (target < row.columns)
+    m_here = (target >= 0) & (target < logits.columns)
     tl.store(p_gradient + target, at.to(p_gradient.dtype.element_ty), mask=m_here)
 
 

@@ -21,7 +21,6 @@ from lit_eff.kernels.cross_entropy.row import (
     Slope,
     State,
     row_gradient,
-    row_of,
     row_statistics,
     zero_row,
 )
@@ -108,29 +107,28 @@ def exit_rows_kernel(
     """
     TAUGHT: tl.constexpr = teacher.pointer is not None
     for i_row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        o_row = tl.cast(i_row, tl.int64) * logits.stride
         mean = tl.load(p_means + i_row)
         if mean == 0.0:  # an ignored token: its logits are not looked at
             if FINISH:
                 store_column(sums, i_row, (0.0, 0.0, 0.0, 0.0, 0.0))
                 if p_gradient is not None:
-                    o_row = tl.cast(i_row, tl.int64) * logits.stride
                     zero_row(p_gradient + o_row, logits.stride, BLOCK)
             else:
                 store_column(state, i_row, (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
         else:
-            row = row_of(logits, i_row)
-            taught_by = teacher
-            teacher_lse = 0.0
+            p_row = logits.pointer + o_row
+            p_teacher, teacher_lse = None, 0.0
             if TAUGHT:
-                taught_by = row_of(teacher, i_row)
+                p_teacher = teacher.pointer + o_row
                 teacher_lse = tl.load(p_lse + i_row)
             target = tl.load(p_targets + i_row)
             here = target - first_column  # among this shard's columns
             coolness = 1.0 / terms.temperature
             if STATISTICS:
                 found = row_statistics(
-                    row, taught_by, teacher_lse, here, first_column, coolness, SMOOTH, HOT, BLOCK, VECTOR,
-                    AHEAD,
+                    p_row, logits, p_teacher, teacher, teacher_lse, here, first_column, coolness,
+                    SMOOTH, HOT, BLOCK, VECTOR, AHEAD,
                 )  # fmt: skip
             else:
                 found = load_state(state, i_row)
@@ -163,9 +161,9 @@ def exit_rows_kernel(
                         uniform=scale * share * terms.smoothing / vocabulary,
                         at_target=scale * share * (1.0 - terms.smoothing),
                     )  # fmt: skip
-                    o_row = tl.cast(i_row, tl.int64) * logits.stride
                     row_gradient(
-                        row, p_gradient + o_row, taught_by, slope, here, found.target, BLOCK, VECTOR, AHEAD,
+                        p_row, logits, p_gradient + o_row, p_teacher, teacher, slope, here, found.target,
+                        BLOCK, VECTOR, AHEAD,
                     )  # fmt: skip
             else:
                 store_column(state, i_row, found)

@@ -23,7 +23,7 @@ class LossCase:
     """``shared``: whether the exits share one matrix; ``biased``: which exits have a bias (they share it)."""
 
     exits: int = 3
-    tokens: int = 21
+    tokens: int = 11
     width: int = 16
     vocabulary: int = 133
     shared: bool = True
