@@ -73,7 +73,7 @@ def test_a_gradient_of_one_moves_nothing(factor: float) -> None:
 
 
 def test_the_logits_move_less_than_the_products() -> None:
-    """N 8,192, C 2,048, V 50,304, three chunks: the row kernel writes 0.8 GB, the products move 5 and more."""
+    """N 8,192, C 2,048, V 50,304 in three chunks: 0.8 GB written, against 5 GB and more by the products."""
     rows = chunk_rows(8192, 50304 * 2, 1)
     chunks = [rows, rows, 8192 - 2 * rows]
     moved = sum(row_traffic(RowShape(n, n, 50304)).writes["gradient"] for n in chunks)
