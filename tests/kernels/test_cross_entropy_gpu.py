@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lit_eff.bench.measure import peak_extra_bytes
 from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
-from lit_eff.training.losses import OutputHead, chunked_exit_loss
 from tests.kernels.loss_cases import EVERYTHING, FEATURES, LossCase
 
 pytestmark = pytest.mark.gpu
@@ -143,6 +142,9 @@ def test_a_target_outside_the_vocabulary_spoils_the_loss() -> None:
 
 
 def test_training_takes_the_kernels() -> None:
+    pytest.importorskip("lightning")
+    from lit_eff.training.losses import OutputHead, chunked_exit_loss
+
     inputs = LossCase(2, 100, 64, 1000, ignored=3).draw(torch.float32, "cuda")
     head = OutputHead(inputs.matrices[0])
     with torch.autocast("cuda", torch.bfloat16):
