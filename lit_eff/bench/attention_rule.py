@@ -9,6 +9,7 @@ Without a GPU the kernels must have been imported with TRITON_INTERPRET=1; bfloa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -28,6 +29,7 @@ Case = AttentionCase | CachedCase
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """torch.empty yields NaN in deterministic mode."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses that mode
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

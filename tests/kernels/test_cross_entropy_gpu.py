@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lit_eff.bench.attention_rule import poisoned_memory
 from lit_eff.bench.measure import peak_extra_bytes
-from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
-from tests.kernels.loss_cases import EVERYTHING, FEATURES, LossCase
+from lit_eff.kernels.cross_entropy import ExitLosses, multi_exit_cross_entropy
+from tests.kernels.loss_cases import EVERYTHING, FEATURES, LossCase, LossInputs
 
 pytestmark = pytest.mark.gpu
 
@@ -25,12 +25,11 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """torch.empty yields NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def poisoned(inputs: LossInputs, factor: float = 1.0, **more: Any) -> tuple[ExitLosses, list[Tensor]]:
+    """Losses and gradients where memory starts as NaN."""
+    with poisoned_memory():
+        losses = inputs.ours(**more)
+        return losses, inputs.gradients(losses, factor)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -38,12 +37,13 @@ def _poisoned() -> Iterator[None]:
 def test_error_is_at_most_twice_torchs(case: LossCase, dtype: torch.dtype) -> None:
     """Against float64; the yardstick is PyTorch's in the input dtype. Two runs give the same bits."""
     inputs = case.draw(dtype, "cuda")
-    got, exact, plain = inputs.ours(chunk=256), inputs.reference(torch.float64), inputs.reference(dtype)
+    factor = 2.0**10
+    got, found = poisoned(inputs, factor, chunk=256)
+    _, again = poisoned(inputs, factor, chunk=256)
+    exact, plain = inputs.reference(torch.float64), inputs.reference(dtype)
     torch.testing.assert_close(got.loss.double(), exact.loss, rtol=1e-2, atol=1e-4)
     torch.testing.assert_close(got.nll_E, exact.nll_E, rtol=1e-2, atol=1e-4)
     torch.testing.assert_close(got.confidence_E, exact.confidence_E, rtol=2e-2, atol=1e-4)
-    factor = 2.0**10
-    found, again = inputs.gradients(got, factor), inputs.gradients(inputs.ours(chunk=256), factor)
     wanted, theirs = inputs.gradients(exact, factor), inputs.gradients(plain, factor)
     for one, same, other, yardstick in zip(found, again, wanted, theirs, strict=True):
         assert one.dtype == dtype
@@ -82,7 +82,6 @@ def test_offsets_beyond_31_bits() -> None:
 @pytest.mark.parametrize(("exits", "limit"), [(1, 0.3e9), (12, 0.6e9)])
 def test_memory_beyond_inputs_and_gradients(exits: int, limit: float) -> None:
     """The float32 sums count as the gradient of the matrix."""
-    torch.use_deterministic_algorithms(False)
     hidden = torch.randn(exits, 8192, 2048, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     matrix = torch.randn(50_304, 2048, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(50_304, (8192,), device="cuda")
