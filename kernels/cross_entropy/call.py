@@ -132,7 +132,7 @@ class LossCall:
 def magnification(dtype: torch.dtype, tokens: int) -> float:
     if dtype != torch.float16:
         return 1.0
-    return 2.0 ** min(max(tokens, 1).bit_length() - 1, 12)
+    return 2.0 ** min(max(int(tokens), 1).bit_length() - 1, 12)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,10 @@ def _column_parts(columns: int) -> list[slice]:
 def _multiply(out: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
     """``out += left @ right`` (``first``: =), added in the registers that hold the float32 sums."""
     beta = 0 if first else 1
-    if out.dtype == left.dtype:
-        torch.addmm(out, left, right, beta=beta, out=out)
+    if first and out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    elif out.dtype == left.dtype:
+        torch.addmm(out, left, right, out=out)
     elif out.is_cuda:
         torch.addmm(out, left, right, out_dtype=out.dtype, beta=beta, out=out)
     else:  # the interpreter's tests: PyTorch has no such product on a CPU

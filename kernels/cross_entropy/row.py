@@ -130,6 +130,8 @@ def row_statistics(
 
     Lanes take vectors of columns, AHEAD of them under way together, and keep statistics of their own.
     """
+    # Read before the barriers of the reductions below: past them a thread may write the gradient there.
+    target_x = load_logit(p_row, logits, target)
     o_lane = tl.arange(0, BLOCK // VECTOR) * VECTOR
     o_vector = tl.arange(0, VECTOR)
     o_tile = o_lane[:, None] + o_vector[None, :]
@@ -161,7 +163,7 @@ def row_statistics(
     total = tl.sum(lanes.total * tl.exp2(b_decay))
     hot = tl.sum(lanes.hot * tl.exp2(b_decay * coolness))
     b_sum, b_cross = tl.sum(lanes.sum, axis=1), tl.sum(lanes.cross, axis=1)
-    return State(top, best, load_logit(p_row, logits, target), total, tl.sum(b_sum), hot, tl.sum(b_cross))
+    return State(top, best, target_x, total, tl.sum(b_sum), hot, tl.sum(b_cross))
 
 
 class Slope(NamedTuple):
@@ -205,9 +207,8 @@ def store_gradient(logits, p_gradient, p_teacher, teacher, slope, b_product, o_v
     b_x = logits_of(logits, b_product, o_v, TAIL)
     b_g = softmax_gradient(b_x, slope)
     if p_teacher is not None:
-        b_g += teacher_gradient(
-            b_x, logits_of(teacher, fetch(p_teacher, teacher, o_v, TAIL), o_v, TAIL), slope
-        )
+        b_t = logits_of(teacher, fetch(p_teacher, teacher, o_v, TAIL), o_v, TAIL)
+        b_g += teacher_gradient(b_x, b_t, slope)
     b_g = through_softcap(b_g, b_x, logits.softcap).to(p_gradient.dtype.element_ty)
     if TAIL:
         tl.store(p_gradient + o_v, b_g, mask=o_v < logits.stride)
