@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_eff.errors import UserError
-from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
+from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy, operator
 from tests.kernels.loss_cases import EVERYTHING, FEATURES, LossCase, LossInputs
 
 SINGLE = [LossCase(options=options) for options in FEATURES.values()]
@@ -121,6 +121,16 @@ def test_one_tensor_of_all_exits() -> None:
     got_ENC, got_VC = torch.autograd.grad(losses.loss, [hidden_ENC, inputs.matrices[0]])
     assert torch.equal(got_ENC, torch.stack(expected[:3]))
     assert torch.equal(got_VC, expected[3])
+
+
+def test_without_kernels_a_cpu_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "INTERPRETED", False)
+    inputs = LossCase(shared=False, biased=(1,), token_weights=True, options=EVERYTHING).draw(torch.float32)
+    losses, expected = inputs.ours(chunk=3), inputs.reference(torch.float32)
+    for one, other in zip(losses, expected, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(inputs.gradients(losses), inputs.gradients(expected), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.usefixtures("interpreter")
