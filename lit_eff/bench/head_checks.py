@@ -180,7 +180,7 @@ def checks_here(texts: Sequence[str]) -> list[LossCheck | LossBudget]:
         LossBudget(capability, dtype, vocabulary)
         for capability in TARGETS
         for dtype in ("bfloat16", "float32")
-        for vocabulary in (1_003, 8_192, 50_257)
+        for vocabulary in (1_003, 8_192, 50_257, 128_256)
     ]
     chosen = [each for each in found if not texts or any(text in each.name for text in texts)]
     if not chosen:

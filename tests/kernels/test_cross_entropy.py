@@ -28,6 +28,7 @@ FORMS = [
     LossCase(exits=2, vocabulary=1),
     LossCase(exits=2, vocabulary=5003, tokens=3, ignored=2),
     LossCase(exits=2, vocabulary=20_001, tokens=2, ignored=0, options=EVERYTHING),
+    LossCase(exits=1, vocabulary=66_000, tokens=1, ignored=0),
     LossCase(shared=False),
     LossCase(biased=(0, 2)),
     LossCase(token_weights=True),
