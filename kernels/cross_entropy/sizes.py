@@ -25,7 +25,7 @@ class RowTiles:
 
 
 def row_tiles(columns: int) -> RowTiles:
-    """By the row's length: a block of 16 bytes a thread in half precision, rows under way of 35 MB at most."""
+    """By the row's length: blocks of 16 bytes a thread in half precision, 35 MB of rows under way at most."""
     if columns >= 65_536:
         return RowTiles(block=4096, ahead=4, warps=16, programs=1)
     if columns >= 16_384:

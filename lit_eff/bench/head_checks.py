@@ -17,7 +17,7 @@ from lit_eff.errors import UserError
 from lit_eff.profiling.launch import Launch
 
 # Bytes a thread: what a row needs before and after the loops over its columns.
-SPILLS = {"exit_rows_kernel": 48}
+SPILLS = {"exit_rows_kernel": 64}
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -19,7 +19,9 @@ from tests.kernels.loss_cases import EVERYTHING, FEATURES, LossCase, LossInputs
 
 SINGLE = [LossCase(options=options) for options in FEATURES.values()]
 PAIRS = [
-    LossCase(options={**a, **b}) for a, b in itertools.combinations(FEATURES.values(), 2) if not {*a} & {*b}
+    LossCase(exits=2, options={**a, **b})
+    for a, b in itertools.combinations(FEATURES.values(), 2)
+    if not {*a} & {*b}
 ]
 FORMS = [
     LossCase(),
