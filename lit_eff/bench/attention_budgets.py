@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_eff.bench.attention_rule import Outcome
+from lit_eff.bench.budgets import TARGETS, resource_faults
+from lit_eff.bench.checks import Outcome
 from lit_eff.profiling.launch import Launch
 
-# Capability and the card whose shared memory the tiles must fit: sm_80 tiles serve the Ada cards too.
-TARGETS = {80: "L4", 90: "H100 SXM"}
 HEAD_DIMS = (16, 32, 64, 128, 256)  # what a tile's width can be
 DEFAULT_HEAD_DIMS = (64, 128)
 BATCH, LENGTH, HEADS, KV_HEADS = 4, 1024, 16, 4
@@ -61,25 +60,10 @@ def budgets() -> list[Budget]:
 
 def check_budget(budget: Budget) -> Outcome:
     """Compile and compare; an error of the compiler is a fault."""
-    from lit_eff.profiling.compiled import compile_launch
-    from lit_eff.profiling.devices import get_device
-
-    limit = get_device(TARGETS[budget.capability]).shared_memory_per_block
-    faults = []
-    try:
-        for launch in launches(budget):
-            each = compile_launch(launch, budget.capability)
-            if each.shared_memory_bytes > limit:
-                taken = f"{each.shared_memory_bytes} B of shared memory, of {limit}"
-                faults.append(f"{each.kernel} takes {taken}")
-            spills = max(each.spill_store_bytes, each.spill_load_bytes)
-            if budget.is_default and spills > SPILLS.get(each.kernel, 0):
-                spilled = f"{each.spill_store_bytes} B stored, {each.spill_load_bytes} B loaded"
-                faults.append(f"{each.kernel} spills registers: {spilled} a thread")
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        faults.append(f"{type(error).__name__}: {lines[-1]}")
-    return Outcome(budget.name, tuple(faults))
+    faults = resource_faults(
+        lambda: launches(budget), budget.capability, SPILLS if budget.is_default else None
+    )
+    return Outcome(budget.name, faults)
 
 
 def launches(budget: Budget) -> list[Launch]:

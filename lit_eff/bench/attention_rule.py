@@ -9,9 +9,9 @@ Without a GPU the kernels must have been imported with TRITON_INTERPRET=1; bfloa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,23 +19,17 @@ from torch import Tensor
 
 from lit_eff.bench.attention_cached_cases import CachedCase
 from lit_eff.bench.attention_cases import AttentionCase, AttentionInputs
+from lit_eff.bench.checks import Outcome
 from lit_eff.bench.interpreted import rows_alike
 
 SMALL = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}  # of the largest element, if above 1
 Case = AttentionCase | CachedCase
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One check; without faults it passed."""
-
-    name: str
-    faults: tuple[str, ...] = ()
-
-
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """torch.empty yields NaN in deterministic mode."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses that mode
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

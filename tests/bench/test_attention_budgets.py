@@ -7,7 +7,8 @@ import os
 import pytest
 
 from lit_eff.bench.attention_budgets import Budget, budgets
-from lit_eff.bench.attention_checks import Job, run_jobs
+from lit_eff.bench.attention_checks import Job
+from lit_eff.bench.checks import run_jobs
 
 
 def test_every_form_has_a_budget() -> None:

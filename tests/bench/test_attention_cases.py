@@ -11,7 +11,8 @@ import torch
 from lit_eff.bench import attention_rule
 from lit_eff.bench.attention_cached_cases import cached_cases
 from lit_eff.bench.attention_cases import DTYPES, FEATURES, GROUPS, HEAD_DIMS, cases, random_tree
-from lit_eff.bench.attention_rule import Outcome, check, compare, covering
+from lit_eff.bench.attention_rule import check, compare, covering
+from lit_eff.bench.checks import Outcome
 
 
 def test_there_are_enough_and_each_is_one_of_a_kind() -> None:

@@ -138,7 +138,7 @@ def test_unknown_benchmarks_are_named(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_checks_tell_what_failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from lit_eff.bench import attention_checks
-    from lit_eff.bench.attention_rule import Outcome
+    from lit_eff.bench.checks import Outcome
 
     seen = []
 

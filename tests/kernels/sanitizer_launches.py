@@ -1,4 +1,4 @@
-"""A few launches of every attention kernel, to be run under compute-sanitizer by `test_sanitizer`.
+"""A few launches of every kernel, to be run under compute-sanitizer by `test_sanitizer`.
 
 Inputs are drawn on the CPU: next to nothing but our kernels runs. Prints the paths that were taken.
 """
@@ -13,6 +13,7 @@ from lit_eff.errors import UserError
 from lit_eff.kernels.attention import attention, attention_varlen
 from lit_eff.kernels.attention.paths import use_path
 from lit_eff.kernels.attention.with_cache import attention_with_cache
+from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -62,6 +63,20 @@ def cached() -> None:
     print("cached", flush=True)
 
 
+def losses() -> None:
+    """Two exits, a bias, ragged and long rows, several chunks, every term of the loss."""
+    for columns in (133, 20_001):
+        hidden, matrix, bias = draw(2, 40, 64), draw(columns, 64), draw(columns)
+        targets = torch.randint(columns, (40,)).cuda()
+        targets[::7] = -100
+        found = multi_exit_cross_entropy(
+            hidden, matrix, targets, bias_V=bias, chunk=16, label_smoothing=0.1, z_loss=1e-3, softcap=30.0,
+            distillation=0.5, temperature=2.0,
+        )  # fmt: skip
+        torch.autograd.grad(found.loss * 2.0, (hidden, matrix, bias))
+    print("losses", flush=True)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for head_dim in (64, 128):
@@ -72,4 +87,5 @@ if __name__ == "__main__":
             print(f"no hopper: {error}", file=sys.stderr)
     features()
     cached()
+    losses()
     torch.cuda.synchronize()

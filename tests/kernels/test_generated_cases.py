@@ -8,8 +8,9 @@ import pytest
 
 from lit_eff.bench.attention_cached_cases import cached_cases
 from lit_eff.bench.attention_cases import cases
-from lit_eff.bench.attention_checks import jobs_here, run_jobs
+from lit_eff.bench.attention_checks import jobs_here
 from lit_eff.bench.attention_rule import Case, check, covering
+from lit_eff.bench.checks import run_jobs
 
 SMALL, LARGER = 70_000, 300_000  # pairs of a query and a key
 SLICE: list[Case] = [*covering(cases(), 22, SMALL), *covering(cached_cases(), 9, 10 * SMALL)]

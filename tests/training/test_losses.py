@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_eff.kernels.cross_entropy import obstacle
+from lit_eff.training import losses
 from lit_eff.training.losses import (
     Distillation,
     OutputHead,
@@ -179,3 +181,22 @@ def test_statistics() -> None:
         confidence, prediction = probabilities.max(-1)
         torch.testing.assert_close(whole.confidence_EN[index], confidence.detach())
         torch.testing.assert_close(whole.prediction_EN[index], prediction)
+
+
+@pytest.mark.parametrize("distillation", [None, Distillation(0.7, 2.5)])
+def test_the_kernels_take_its_place(
+    monkeypatch: pytest.MonkeyPatch, distillation: Distillation | None
+) -> None:
+    """What runs on a GPU, here in the interpreter: the same loss and gradients behind the same signature."""
+    if obstacle("cpu") is not None:
+        pytest.skip("the kernels are compiled here; test_cross_entropy_gpu tests them")
+    case = Case(torch.float32, softcap=3.0)
+    loss, nll = case.chunked(distillation=distillation, chunk=16)
+    expected = torch.autograd.grad(loss, case.parameters)
+    monkeypatch.setattr(losses, "_fuses", lambda hidden: True)
+    fused, fused_nll = case.chunked(distillation=distillation, chunk=16)
+    assert type(fused.grad_fn) is not type(loss.grad_fn)
+    torch.testing.assert_close(fused, loss)
+    torch.testing.assert_close(fused_nll, nll)
+    for one, other in zip(torch.autograd.grad(fused, case.parameters), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,92 @@
+"""`lit-eff bench head`: its grid, its checks and what it refuses; no GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_eff.bench import head, head_checks
+from lit_eff.bench.checks import run_jobs
+from lit_eff.bench.head_exits import PLANS
+from lit_eff.bench.head_loss import LossCell, peers
+from lit_eff.cli.main import main
+
+
+def test_the_grid_is_the_goals() -> None:
+    cells = head.all_cells()
+    assert [(cell.section, cell.label) for cell in cells] == [
+        ("loss", "1 exit"),
+        ("loss", "3 exits"),
+        ("loss", "12 exits"),
+        ("exits", "GPT-2 124M"),
+    ]
+    assert LossCell(1).flops == 6 * 8192 * 2048 * 50304
+    assert [peer.name for peer in peers() if peer.ours] == ["ours"]
+
+
+def test_flop_floors_of_the_training_step() -> None:
+    floors = {plan.name: plan.flop_ratio for plan in PLANS}
+    assert floors["no exits"] == 1.0
+    assert floors["rotational, 1 extra exit"] == pytest.approx(1.27, abs=0.005)
+    assert floors["all 12 exits"] == pytest.approx(1 + 11 * 0.272, abs=0.02)
+    assert {exits[0] for exits in PLANS[1].steps} == set(range(11))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "los"], "invalid choice: 'los'"),
+        (["--cells", "2 exits", "13"], "--cells '13' is in no cell's name; the cells: 1 exit; 3 exits;"),
+        (["--check", "--cells", "no such"], "is in no check's name"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "head", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "head"]) == 2
+    assert "needs an NVIDIA GPU and none is visible to torch" in capsys.readouterr().err
+
+
+def test_a_wrong_gradient_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check would see a smoothing that the kernel left out."""
+    check = head_checks.LossCheck("plain", "float32", "cpu", exits=1, tokens=9, vocabulary=40)
+    assert check.run().faults == ()
+    right = dict(head_checks.FORMS)
+    monkeypatch.setitem(head_checks.FORMS, "plain", {"label_smoothing": 0.3})
+    smoothed = check.run()
+    assert smoothed.faults == ()
+
+    from lit_eff.kernels import cross_entropy
+
+    honest = cross_entropy.multi_exit_cross_entropy
+    monkeypatch.setattr(
+        cross_entropy,
+        "multi_exit_cross_entropy",
+        lambda *arguments, label_smoothing, **more: honest(*arguments, **more),
+    )
+    faults = check.run().faults
+    assert [fault.split(" is off by")[0] for fault in faults] == ["loss", "hidden 0", "matrix"]
+    assert right["plain"] == {}
+
+
+def test_checks_run_in_processes_of_their_own() -> None:
+    """One case in the interpreter, and the default kernels' budget on Hopper, compiled."""
+    found = [
+        head_checks.LossCheck("hot distillation", "float16", "cpu", exits=2, tokens=20, vocabulary=200),
+        head_checks.LossBudget(90, "bfloat16", 50_257),
+    ]
+    assert [each.faults for each in run_jobs(found, 1)] == [(), ()]
+
+
+@pytest.mark.slow
+def test_every_budget_holds() -> None:
+    found = head_checks.checks_here(["budget"])
+    assert len(found) == 16
+    assert [each.faults for each in run_jobs(found, 1)] == [()] * 16
