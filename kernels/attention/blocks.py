@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from lit_eff.kernels.attention.arguments import Head, Row, Rows
+from lit_eff.kernels.elementary import tanh
 
 
 @triton.jit
@@ -110,17 +111,6 @@ def load_ids(p_ids, stride_b, stride_row, i_b, o_row, count):
     """Document ids of some rows, 32 bits of them; past the end -1, where masks hide the rows anyhow."""
     p_rows = p_ids + i_b * stride_b + o_row.to(tl.int64) * stride_row
     return tl.load(p_rows, mask=o_row < count, other=-1).to(tl.int32)
-
-
-@triton.jit
-def tanh(b_x):
-    """1 - 2 / (exp(2 x) + 1), to an absolute error of a few 2^-24, which is what counts in a score.
-
-    The quotient is taken by rsqrt, one instruction, where a division takes eight. (The interpreter has no
-    libdevice, where Triton's own tanh is.)
-    """
-    b_y = tl.exp2(b_x * 2.8853900817779268) + 1.0  # 2 log2 e
-    return 1.0 - 2.0 * tl.rsqrt(b_y * b_y)
 
 
 @triton.jit

@@ -24,7 +24,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from lit_eff.kernels.attention.blocks import tanh
 from lit_eff.kernels.attention.hopper.pipeline import multiprocessors, release, row_tiles, wait_full
 from lit_eff.kernels.attention.hopper.turns import block_barrier
 from lit_eff.kernels.attention.with_cache.call import CacheCall, Partials
@@ -33,6 +32,7 @@ from lit_eff.kernels.attention.with_cache.combine import row_tile as place_rows
 from lit_eff.kernels.attention.with_cache.hopper_items import Problem, item_of
 from lit_eff.kernels.attention.with_cache.hopper_load import COLUMNS, allocate_ring, produce, tile_of
 from lit_eff.kernels.attention.with_cache.tiles import Unit
+from lit_eff.kernels.elementary import tanh
 from lit_eff.profiling.launch import Launch
 
 RING_BYTES = 32 * 1024  # of K, and of V: the more is under way, the less of it hits open pages of the memory

@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lit_eff.kernels.attention.blocks import tanh
 from lit_eff.kernels.attention.with_cache.call import CacheCall, Partials
 from lit_eff.kernels.attention.with_cache.combine import finish, fold, row_tile
 from lit_eff.kernels.attention.with_cache.tiles import Unit
+from lit_eff.kernels.elementary import tanh
 from lit_eff.profiling.launch import Launch
 
 
