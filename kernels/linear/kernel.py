@@ -12,7 +12,7 @@ import triton.language as tl
 
 from lit_eff.kernels.linear.epilogue import activated, gated
 from lit_eff.kernels.linear.norm import statistics
-from lit_eff.kernels.linear.tile import prefetch, products
+from lit_eff.kernels.linear.tile import products
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def weight_rows(i_o, outputs, BLOCK_O: tl.constexpr, ACTIVATION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def skinny_linear_kernel(
-    x, weight, scales, norm, p_bias, residual, out, rows, outputs, channels, ahead,
+    x, weight, scales, norm, p_bias, residual, out, rows, outputs, channels,
     ROWS: tl.constexpr, BLOCK_O: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -74,12 +74,9 @@ def skinny_linear_kernel(
     i_n = tl.program_id(0) % row_tiles
     i_o = tl.program_id(0) // row_tiles
     if EARLY:
-        # The next launch may start, and this one asks for its weights, before the previous one has ended.
-        tl.extra.cuda.gdc_launch_dependents()
-        if ahead > 0:
-            o_weight = weight_rows(i_o, outputs, BLOCK_O, ACTIVATION)
-            prefetch(weight.pointer + o_weight.to(tl.int64) * weight.stride_row, ahead)
         tl.extra.cuda.gdc_wait()
+        # The next launch may take its place on the multiprocessors while this one reads.
+        tl.extra.cuda.gdc_launch_dependents()
     output_tile(
         x, weight, scales, norm, p_bias, residual, out, i_n, i_o, rows, outputs, channels,
         ROWS, BLOCK_O, LANES, CHUNK, EVEN, CENTERED, ACTIVATION,

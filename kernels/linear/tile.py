@@ -23,22 +23,6 @@ from lit_eff.kernels.linear.norm import normalised
 
 
 @triton.jit
-def prefetch(p_row, size):
-    """Ask L2 for the first ``size`` bytes of rows (from sm_90 on; addresses and size are multiples of 16).
-
-    Safe before the previous launch has ended, whatever it writes: nothing is read yet, and L2 is coherent.
-    """
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [p_row.to(tl.int64), tl.zeros(p_row.shape, tl.int32) + size],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def along_rows(b_row, LANES: tl.constexpr):
     """A number a row, shaped to broadcast over (lanes, rows, chunk), or over (rows, chunk) of one lane."""
     return b_row[:, None] if LANES == 1 else b_row[None, :, None]
@@ -49,6 +33,15 @@ def channels_of(LANES: tl.constexpr, CHUNK: tl.constexpr):
     """The channels of a step, shaped likewise."""
     o_c = tl.arange(0, LANES)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     return o_c if LANES == 1 else o_c[:, None, :]
+
+
+@triton.jit
+def four_lanes_added_up(b_acc, BLOCK_O: tl.constexpr, ROWS: tl.constexpr):
+    """(0 + 2) + (1 + 3), spelt out like `norm.added_up`."""
+    b_pairs = tl.permute(tl.reshape(b_acc, (2, 2, BLOCK_O, ROWS)), (2, 3, 1, 0))
+    b_first, b_second = tl.split(b_pairs)
+    b_even, b_odd = tl.split(b_first + b_second)
+    return b_even + b_odd
 
 
 @triton.jit
@@ -96,4 +89,4 @@ def products(
             b_scale = tl.load(p_scale + o_group * scales.stride_column)
             b_part = tl.dot(b_weight, b_x, input_precision="ieee")
             b_acc = tl.fma(b_part, tl.broadcast_to(b_scale, b_part.shape), b_acc)
-    return b_acc if LANES == 1 else tl.sum(b_acc, 0)
+    return b_acc if LANES == 1 else four_lanes_added_up(b_acc, BLOCK_O, ROWS)
