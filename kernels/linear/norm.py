@@ -11,8 +11,7 @@ import triton.language as tl
 
 WIDTH = tl.constexpr(256)  # channels read at a time
 KEPT = tl.constexpr(32)  # sums a row until the end
-READ_LEVELS = tl.constexpr(3)  # halvings from WIDTH to KEPT
-LAST_LEVELS = tl.constexpr(5)  # and from KEPT to one
+LEVELS = tl.constexpr(3)  # halvings from WIDTH to KEPT
 
 
 @triton.jit
@@ -34,6 +33,13 @@ def added_up(b_rows, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def row_sums(b_kept):
+    """Sums of KEPT columns, one after the other: a product with ones, in float32, knows no other order."""
+    b_sums = tl.dot(b_kept, tl.full([KEPT, 16], 1.0, tl.float32), input_precision="ieee")
+    return tl.max(b_sums, 1)  # of sixteen equal ones
+
+
+@triton.jit
 def statistics(x, epsilon, o_n, m_n, channels, ROWS: tl.constexpr, CENTERED: tl.constexpr):
     """Mean (0 unless CENTERED) and 1 / sqrt(variance or mean square + epsilon) of rows ``o_n``."""
     o_c = tl.arange(0, WIDTH)
@@ -44,8 +50,8 @@ def statistics(x, epsilon, o_n, m_n, channels, ROWS: tl.constexpr, CENTERED: tl.
         for c in tl.range(0, channels, WIDTH):
             m_x = m_n[:, None] & (c + o_c < channels)[None, :]
             b_x = tl.load(p_x + c * x.stride_column, mask=m_x, other=0.0).to(tl.float32)
-            b_sum += added_up(b_x, READ_LEVELS)
-        b_mean = tl.sum(added_up(b_sum, LAST_LEVELS), 1) / channels
+            b_sum += added_up(b_x, LEVELS)
+        b_mean = row_sums(b_sum) / channels
     b_sum = tl.zeros([ROWS, KEPT], tl.float32)
     for c in tl.range(0, channels, WIDTH):
         m_x = m_n[:, None] & (c + o_c < channels)[None, :]
@@ -54,8 +60,8 @@ def statistics(x, epsilon, o_n, m_n, channels, ROWS: tl.constexpr, CENTERED: tl.
             b_x = tl.where(m_x, b_x - b_mean[:, None], 0.0)
         b_even, b_odd = halves(b_x)
         # The multiply-adds are spelt out: left to the compiler, two kernels could round differently.
-        b_sum += added_up(tl.fma(b_odd, b_odd, b_even * b_even), READ_LEVELS - 1)
-    b_square = tl.sum(added_up(b_sum, LAST_LEVELS), 1) / channels
+        b_sum += added_up(tl.fma(b_odd, b_odd, b_even * b_even), LEVELS - 1)
+    b_square = row_sums(b_sum) / channels
     return b_mean, tl.rsqrt(b_square + epsilon)
 
 
