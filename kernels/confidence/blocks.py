@@ -18,6 +18,12 @@ from lit_eff.kernels.linear.tile import products
 
 
 @triton.jit
+def below(b_logits, b_max):
+    """How far logits lie below the maximum; those of -inf far enough to weigh nothing, yet not infinitely."""
+    return tl.where(b_logits == float("-inf"), -1e30, b_logits - b_max)
+
+
+@triton.jit
 def summary(b_logits, o_v, m_v, factor):
     """(BLOCK_V, ROWS) logits to each row's maximum, its place, the second largest, sum of weights
     w = 2^((logit - maximum) * factor), and sum of w (logit - maximum).
@@ -26,8 +32,8 @@ def summary(b_logits, o_v, m_v, factor):
     b_max = tl.max(b_logits, 0)
     b_best = tl.min(tl.where(b_logits == b_max[None, :], o_v[:, None], 2147483647), 0)
     b_second = tl.max(tl.where(o_v[:, None] == b_best[None, :], float("-inf"), b_logits), 0)
-    b_below = tl.where(m_v[:, None], b_logits - b_max[None, :], 0.0)
-    b_weight = tl.where(m_v[:, None], tl.exp2(b_below * factor), 0.0)
+    b_below = below(b_logits, b_max[None, :])
+    b_weight = tl.exp2(b_below * factor)
     return b_max, b_best, b_second, tl.sum(b_weight, 0), tl.sum(b_weight * b_below, 0)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lit_eff.kernels.confidence.blocks import below
+
 
 @triton.jit
 def confidence_join_kernel(
@@ -33,7 +35,7 @@ def confidence_join_kernel(
     top = tl.max(b_max, 0)
     best = tl.min(tl.where(b_max == top, b_best, 2147483647), 0)
     second = tl.max(tl.where(b_best == best, b_second, b_max), 0)
-    b_below = tl.where(m_block, b_max - top, 0.0)
+    b_below = below(b_max, top)
     b_weight = tl.exp2(b_below * factor)
     total = tl.sum(b_sum * b_weight, 0)
     moment = tl.sum(tl.fma(b_sum, b_below, b_moment) * b_weight, 0)
