@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def tanh(b_x):
-    """1 - 2 / (exp(2 x) + 1), to an absolute error of a few 2^-24, which is what counts in a score or a logit.
+    """1 - 2 / (exp(2 x) + 1), to an absolute error of a few 2^-24, which is what counts in a logit.
 
     The quotient is taken by rsqrt, one instruction, where a division takes eight. (The interpreter has no
     libdevice, where Triton's own tanh is.)

@@ -1,4 +1,4 @@
-"""The kernel that reads the output matrix: logits of one vocabulary block and row tile, summed up on the spot.
+"""The kernel that reads the output matrix: one vocabulary block and row tile, summed up on the spot.
 
 Logits never leave the program. They are the skinny linear's: the same tile function in the same order.
 

@@ -71,7 +71,8 @@ def exit_confidence(
         UserError: naming the argument that does not fit, before anything runs.
 
     Source: confidence measures of CALM (Schuster et al. 2022); the semantics are those of
-    ``lit_eff/runtime/exit_rule.py``. The pass joins blocks like the online softmax (Milakov & Gimelshein 2018).
+    ``lit_eff/runtime/exit_rule.py``. Blocks are joined as in the online softmax (Milakov &
+    Gimelshein 2018).
     """
     if scales is not None and scales.ndim == 1:
         scales = scales[:, None]
@@ -109,7 +110,5 @@ def checked_thresholds(thresholds: Tensor | float | None, hidden_NC: Tensor) -> 
         return thresholds.contiguous()
     limit = NEVER if thresholds is None else float(thresholds)
     if not (0.0 <= limit <= 1.0 or limit == NEVER):
-        raise UserError(
-            f"{NAME}: threshold {limit} is outside [0, 1]; use None (or NEVER) for never exiting"
-        )
+        raise UserError(f"{NAME}: threshold {limit} is outside [0, 1]; use None (or NEVER) for never exiting")
     return torch.full((rows,), limit, dtype=torch.float32, device=hidden_NC.device)

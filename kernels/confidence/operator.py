@@ -63,7 +63,12 @@ def launches(
     blocks = triton.cdiv(vocabulary, plan.block_o)
     partials = Partials.empty(product.rows, blocks, product.x_NC.device)
     unit = 1.0 if softcap is None else float(softcap)  # of what the blocks take for logits
-    shared = {**partials.arguments(), "blocks": blocks, "vocabulary": vocabulary, "factor": unit * math.log2(math.e)}
+    shared = {
+        **partials.arguments(),
+        "blocks": blocks,
+        "vocabulary": vocabulary,
+        "factor": unit * math.log2(math.e),
+    }
     arguments = {
         **product.arguments(),
         **shared,

@@ -28,7 +28,9 @@ class ExitConfidence(NamedTuple):
     exits_N: Tensor  # whether the confidence reaches the row's threshold
 
 
-def confidence_of(measure: str, probability_N: Tensor, gap_N: Tensor, entropy_N: Tensor, vocabulary: int) -> Tensor:
+def confidence_of(
+    measure: str, probability_N: Tensor, gap_N: Tensor, entropy_N: Tensor, vocabulary: int
+) -> Tensor:
     """One of `MEASURES`, each growing with certainty: the gap, the probability, or 1 - entropy / ln V."""
     if measure == "softmax_response":
         return gap_N

@@ -31,6 +31,6 @@ def activated(b_x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def gated(b_x, HALF: tl.constexpr, ROWS: tl.constexpr):
-    """silu(gate) * up, (HALF, ROWS), of a tile whose first HALF rows are gates and whose others are theirs."""
+    """silu(gate) * up, (HALF, ROWS), of a tile whose first HALF rows are the gates of the others."""
     b_gate, b_up = tl.split(tl.permute(tl.reshape(b_x, (2, HALF, ROWS)), (1, 2, 0)))
     return silu(b_gate) * b_up

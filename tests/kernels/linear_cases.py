@@ -42,7 +42,8 @@ class LinearCase:
         }
         if self.groups:
             size = (self.outputs, self.channels)
-            arguments["weight_OC"] = torch.randint(-128, 128, size, generator=generator).to(device, torch.int8)
+            weight = torch.randint(-128, 128, size, generator=generator)
+            arguments["weight_OC"] = weight.to(device, torch.int8)
             scales = torch.rand(self.outputs, self.groups, generator=generator)
             arguments["scales"] = (scale / 64 * scales).to(device)
         if self.bias:
@@ -98,4 +99,8 @@ EVERYTHING = LinearCase(
 
 def cases(rows: int) -> list[LinearCase]:
     """Each feature alone, and all of them."""
-    return [LinearCase(rows), *(LinearCase(rows, **each) for each in FEATURES.values()), replace(EVERYTHING, rows=rows)]
+    return [
+        LinearCase(rows),
+        *(LinearCase(rows, **each) for each in FEATURES.values()),
+        replace(EVERYTHING, rows=rows),
+    ]

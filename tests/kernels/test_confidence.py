@@ -1,4 +1,4 @@
-"""Exit confidence in the interpreter: values against float64 and the exit rule, ties, row invariance, refusals."""
+"""Exit confidence in the interpreter: values, the exit rule, ties, row invariance, refusals."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ def test_extreme_logits() -> None:
     bias[[20, 70]] = 0.0
     got = exit_confidence(torch.zeros(1, 4), weight, bias=bias)
     assert got.token_N.item() == 20
-    torch.testing.assert_close(torch.stack(list(got[1:5])).flatten(), torch.tensor([0.5, 0.0, *[math.log(2)] * 2]))
+    torch.testing.assert_close(
+        torch.stack(list(got[1:5])).flatten(), torch.tensor([0.5, 0.0, *[math.log(2)] * 2])
+    )
 
 
 @pytest.mark.usefixtures("row_exact_interpreter", "planned")
@@ -201,7 +203,9 @@ def test_the_matrix_is_read_once() -> None:
     norm=st.sampled_from([None, "rms", "layer"]),
     softcap=st.sampled_from([None, 0.5, 30.0]),
 )
-def test_any_sizes(rows: int, channels: int, vocabulary: int, norm: str | None, softcap: float | None) -> None:
+def test_any_sizes(
+    rows: int, channels: int, vocabulary: int, norm: str | None, softcap: float | None
+) -> None:
     arguments = draw(LinearCase(rows, channels, vocabulary, norm=norm)) | {"softcap": softcap}
     exact = exit_confidence_reference(**widened(arguments), accumulate=torch.float64)
     got = exit_confidence(**arguments)
