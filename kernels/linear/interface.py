@@ -73,7 +73,7 @@ def skinny_linear(
             x_NC, weight_OC, bias=bias, residual=residual, activation=activation, norm=norm, scales=scales,
             out_dtype=out_dtype,
         )  # fmt: skip
-    return operator.skinny_linear(
+    out_NF: Tensor = operator.skinny_linear(
         x_NC,
         weight_OC,
         scales,
@@ -83,6 +83,7 @@ def skinny_linear(
         activation,
         x_NC.dtype if out_dtype is None else out_dtype,
     )
+    return out_NF
 
 
 def runs_kernels(name: str, x_NC: Tensor) -> bool:

@@ -6,6 +6,7 @@ nobody's launches are timed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def measure(
                 raise WrongError(f"wrong: {fault}")
             extra = peak_extra_bytes(lambda call=contender.call: call(weights_ROC[0]))  # type: ignore[misc]
             found[name] = replace(found[name], extra_bytes=extra)
-            turns = [lambda w=w, call=contender.call: call(w) for w in weights_ROC]  # type: ignore[misc]
+            turns = [functools.partial(contender.call, weight_OC) for weight_OC in weights_ROC]
             graphs[name] = graph_of(turns, calls)
         except Exception as error:
             raise_if_lost(error)
