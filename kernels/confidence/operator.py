@@ -18,7 +18,6 @@ from lit_eff.kernels.confidence.blocks import confidence_blocks_kernel
 from lit_eff.kernels.confidence.join import confidence_join_kernel
 from lit_eff.kernels.linear.call import Product
 from lit_eff.kernels.linear.operator import norm_of
-from lit_eff.kernels.linear.plan import row_tile
 from lit_eff.profiling.launch import Launch
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # the fields of `ExitConfidence`
@@ -59,6 +58,7 @@ def launches(
     outputs: Outputs,
 ) -> list[Launch]:
     """One launch over the output matrix's blocks, then their join into ``outputs``."""
+    overlaps = product.capability >= 90  # the join may start while the last blocks are read
     plan, vocabulary = product.plan, product.weight_OC.shape[0]
     blocks = triton.cdiv(vocabulary, plan.block_o)
     partials = Partials.empty(product.rows, blocks, product.x_NC.device)
@@ -73,12 +73,11 @@ def launches(
         **product.arguments(),
         **shared,
         "p_bias": None if bias is None else bias.contiguous(),
+        "EARLY": overlaps,
         "inverse_cap": None if softcap is None else 1.0 / unit,
     }
-    grid = (triton.cdiv(product.rows, row_tile(product.rows)) * blocks,)
-    read = Launch(
-        confidence_blocks_kernel, grid, arguments, plan.num_warps, plan.num_stages, early=product.early
-    )
+    grid = (product.row_tiles * blocks,)
+    read = Launch(confidence_blocks_kernel, grid, arguments, plan.num_warps, plan.num_stages, early=overlaps)
     names = ("p_token", "p_probability", "p_gap", "p_entropy", "p_lse", "p_exit")
     arguments = {
         **shared,
@@ -89,9 +88,9 @@ def launches(
         "inverse_log_vocabulary": 1.0 / math.log(vocabulary) if vocabulary > 1 else 0.0,
         "BLOCKS": triton.next_power_of_2(blocks),
         "MEASURE": measure,
-        "EARLY": product.early,
+        "EARLY": overlaps,
     }
-    join = Launch(confidence_join_kernel, (product.rows,), arguments, 4, 1, early=product.early)
+    join = Launch(confidence_join_kernel, (product.rows,), arguments, 4, 1, early=overlaps)
     return [read, join]
 
 

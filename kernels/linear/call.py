@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_eff.kernels.linear.arguments import Matrix, RowNorm, Scales
-from lit_eff.kernels.linear.plan import Plan, plan_of, row_tile
+from lit_eff.kernels.linear.plan import ROW_TILE, Plan, plan_of
 from lit_eff.kernels.linear.reference import Norm
 
 
@@ -49,6 +49,10 @@ class Product:
         return self.x_NC.shape[0]
 
     @property
+    def row_tiles(self) -> int:
+        return -(-self.rows // ROW_TILE)
+
+    @property
     def channels(self) -> int:
         return self.x_NC.shape[1]
 
@@ -61,7 +65,7 @@ class Product:
     @property
     def early(self) -> bool:
         """Whether the launch may start before the one ahead of it ends (Hopper and later)."""
-        return self.capability >= 90
+        return self.plan.early and self.capability >= 90
 
     def arguments(self) -> dict[str, Any]:
         """What `tile.products` and `norm.statistics` take."""
@@ -73,13 +77,12 @@ class Product:
             "norm": None if norm is None else RowNorm(_packed(norm.weight_C), _packed(norm.bias_C), norm.eps),
             "rows": self.rows,
             "channels": self.channels,
-            "ROWS": row_tile(self.rows),
+            "ROWS": ROW_TILE,
             "BLOCK_O": plan.block_o,
             "LANES": plan.lanes,
             "CHUNK": plan.chunk,
             "EVEN": self.channels % (plan.lanes * plan.chunk) == 0,
             "CENTERED": norm is not None and norm.centered,
-            "EARLY": self.early,
         }
 
 

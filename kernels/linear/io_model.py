@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lit_eff.kernels.attention.io_model import STATISTIC_BYTES, Traffic
-from lit_eff.kernels.linear.plan import Plan, row_tile
+from lit_eff.kernels.linear.plan import ROW_TILE, Plan
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def tile_reads(shape: LinearShape, plan: Plan, tile_rows: int) -> Counter[str]:
 
 def row_tiles(rows: int) -> list[int]:
     """Rows that exist of each row tile."""
-    size = row_tile(rows)
-    return [min(size, rows - first) for first in range(0, rows, size)]
+    return [min(ROW_TILE, rows - first) for first in range(0, rows, ROW_TILE)]
 
 
 def linear_traffic(shape: LinearShape, plan: Plan) -> Traffic:

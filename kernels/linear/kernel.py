@@ -74,9 +74,9 @@ def skinny_linear_kernel(
     i_n = tl.program_id(0) % row_tiles
     i_o = tl.program_id(0) // row_tiles
     if EARLY:
-        tl.extra.cuda.gdc_wait()
-        # The next launch may take its place on the multiprocessors while this one reads.
+        # The next launch may take its place on the multiprocessors, as this one did before it.
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     output_tile(
         x, weight, scales, norm, p_bias, residual, out, i_n, i_o, rows, outputs, channels,
         ROWS, BLOCK_O, LANES, CHUNK, EVEN, CENTERED, ACTIVATION,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lit_eff.kernels.linear.call import Product, matrix
 from lit_eff.kernels.linear.kernel import skinny_linear_kernel
-from lit_eff.kernels.linear.plan import row_tile
 from lit_eff.kernels.linear.reference import Norm
 from lit_eff.profiling.launch import Launch
 
@@ -39,7 +38,7 @@ def linear_launch(
     """The launch that fills ``out_NF``."""
     plan, outputs = product.plan, out_NF.shape[1]
     stored = plan.block_o // 2 if activation == "swiglu" else plan.block_o
-    grid = (triton.cdiv(product.rows, row_tile(product.rows)) * triton.cdiv(outputs, stored),)
+    grid = (product.row_tiles * triton.cdiv(outputs, stored),)
     arguments = {
         **product.arguments(),
         "p_bias": None if bias is None else bias.contiguous(),
@@ -47,6 +46,7 @@ def linear_launch(
         "out": matrix(out_NF),
         "outputs": outputs,
         "ACTIVATION": activation,
+        "EARLY": product.early,
     }
     return Launch(skinny_linear_kernel, grid, arguments, plan.num_warps, plan.num_stages, early=product.early)
 

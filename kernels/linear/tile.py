@@ -6,8 +6,9 @@ that its rows fill the matrix instruction however few the rows of the input. A p
 channels out in lanes (``LANES`` of them, each ``CHUNK`` channels of every step), so that each element goes to
 one warp only; lanes are added up at the end.
 
-**An element's bits depend on LANES, CHUNK, the matrix instruction and the number of channels alone**: not on
-the rows beside it, on ROWS, on BLOCK_O or on strides.
+An element's bits depend on LANES, ROWS (which is the width of the matrix instruction), the number of channels
+and, with several lanes or an int8 weight, CHUNK: all fixed by the weight. They depend neither on the rows
+beside it nor on BLOCK_O nor on strides.
 
 Shapes: N rows, C input channels, O outputs.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).

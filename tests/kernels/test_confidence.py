@@ -163,7 +163,7 @@ def test_extreme_logits() -> None:
 
 @pytest.mark.usefixtures("row_exact_interpreter", "planned")
 def test_rows_do_not_depend_on_their_neighbours() -> None:
-    """Any number of rows, in any place, hence in row tiles of 16, 32 and 64."""
+    """Any number of rows, in any place, in one row tile or several."""
     arguments = draw(LinearCase(70, 50, 150, norm="layer", bias=True)) | {"softcap": 4.0}
     thresholds = torch.rand(70)
     whole = exit_confidence(**arguments, thresholds=thresholds)

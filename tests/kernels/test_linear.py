@@ -69,7 +69,7 @@ def test_no_rows() -> None:
 @pytest.mark.usefixtures("row_exact_interpreter", "planned")
 @pytest.mark.parametrize("case", [LinearCase(), LinearCase(norm="layer"), EVERYTHING], ids=str)
 def test_rows_do_not_depend_on_their_neighbours(case: LinearCase) -> None:
-    """Any number of rows, in any place, hence in row tiles of 16, 32 and 64, beside other neighbours."""
+    """Any number of rows, in any place, in one row tile or several, beside other neighbours."""
     arguments = replace(case, rows=70).draw(torch.float32)
     whole = skinny_linear(**arguments)
 

@@ -10,7 +10,7 @@ import torch
 from lit_eff.kernels.linear import call as linear_call
 from lit_eff.kernels.linear import skinny_linear
 from lit_eff.kernels.linear.io_model import LinearShape, linear_traffic, weight_bytes
-from lit_eff.kernels.linear.plan import Plan
+from lit_eff.kernels.linear.plan import GROUP, Plan, plan_of
 from lit_eff.profiling.counted import KernelCount, count_traffic
 from tests.kernels.linear_cases import LinearCase, cases
 
@@ -61,3 +61,12 @@ def test_the_weight_is_read_once() -> None:
     traffic = linear_traffic(shape, Plan(64, 1, 128, 4, 4))
     assert traffic.reads["weight"] == weight_bytes(shape) == 28672 * 4096 * 2
     assert traffic.reads["x"] == weight_bytes(shape) // 4
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_shipped_plans(capability: int) -> None:
+    """Scale groups end with steps; the order of the sums is one for all devices of 16-bit weights."""
+    for outputs, channels in ((576, 576), (2048, 5632), (4096, 4096), (11264, 2048), (128256, 4096)):
+        assert GROUP % plan_of(outputs, channels, 1, capability).chunk == 0
+        lanes = {plan_of(outputs, channels, 2, each).lanes for each in (80, 86, 90, 120)}
+        assert lanes == {plan_of(outputs, channels, 2, capability).lanes}
