@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from lit_eff.kernels.confidence import ExitConfidence, exit_confidence, exit_confidence_reference
-from lit_eff.kernels.linear import call as linear_call
 from lit_eff.kernels.linear import skinny_linear, skinny_linear_reference
 from tests.kernels.linear_cases import EVERYTHING, LinearCase, cases, exact
 
@@ -151,20 +149,6 @@ def test_graphs_and_compilation() -> None:
         assert all(same(a, b) for a, b in zip(captured, confidence, strict=True))
     compiled = torch.compile(lambda x: skinny_linear(x, weight) * 2, fullgraph=True)
     assert same(compiled(x), skinny_linear(x, weight) * 2)
-
-
-@pytest.mark.parametrize("width", [32, 64, 128])
-@pytest.mark.parametrize("weight", [(2048, 2048), (4096, 4096), (49152, 576)], ids=str)
-def test_wider_row_tiles_give_the_same_bits(weight: tuple[int, int], width: int) -> None:
-    """What would let many rows read the weight less often; the kernels do not rely on it."""
-    arguments = LinearCase(640, weight[1], weight[0]).draw(torch.bfloat16, "cuda") | {
-        "out_dtype": torch.float32
-    }
-    expected = skinny_linear(**arguments)
-    with mock.patch.object(linear_call, "ROW_TILE", width):
-        got = skinny_linear(**arguments)
-    if not same(got, expected):
-        pytest.xfail(f"a tile of {width} rows takes another instruction, whose sums differ")
 
 
 def test_offsets_beyond_32_bits() -> None:
