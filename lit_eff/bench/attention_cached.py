@@ -22,7 +22,6 @@ from torch import Tensor
 from lit_eff.bench.attention_cases import random_tree
 from lit_eff.bench.attention_peers import (
     SDPA,
-    UnavailableError,
     attempt,
     compiled_flex,
     flash4,
@@ -32,13 +31,12 @@ from lit_eff.bench.attention_peers import (
 from lit_eff.bench.attention_training import TOLERANCE, raise_if_lost, relative_error
 from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
 from lit_eff.bench.results import Measurement, with_ratios
+from lit_eff.bench.rotated import GRAPH_BYTES, ROTATED_BYTES, WrongError, graph_of
 from lit_eff.kernels.attention import attention_reference
 from lit_eff.kernels.attention.with_cache import attention_with_cache, attention_with_cache_reference
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 PAGE_SIZES = (16, 64, 256)
-ROTATED_BYTES = 8 * 50 * 2**20  # of K and V, at the least: 8 L2 caches of an H100
-GRAPH_BYTES = 2**31  # read by one replay, at the least: a millisecond or so
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, T, H, D), caches (B, S, K, D) -> (B, T, H, D)
 
@@ -171,14 +169,17 @@ class CachedCell:
                 for row in {0, self.batch - 1}:
                     error = relative_error(out_BTHD[row : row + 1], contender.expected(row))
                     if not error <= TOLERANCE:
-                        raise _WrongError(f"wrong: row {row} is off by {error:.1%}")
+                        raise WrongError(f"wrong: row {row} is off by {error:.1%}")
                 extra = peak_extra_bytes(lambda call=call: call(q_BTHD, k_RBSKD[0], v_RBSKD[0]))  # type: ignore[misc]
                 found[name] = replace(found[name], extra_bytes=extra)
-                graphs[name] = _capture(call, q_BTHD, k_RBSKD, v_RBSKD, calls)
+                turns = [
+                    functools.partial(call, q_BTHD, *caches) for caches in zip(k_RBSKD, v_RBSKD, strict=True)
+                ]
+                graphs[name] = graph_of(turns, calls)
                 captured.append(call)
             except Exception as error:
                 raise_if_lost(error)
-                wrong = isinstance(error, _WrongError)
+                wrong = isinstance(error, WrongError)
                 found[name] = replace(found[name], unavailable=reason_of(error, caught), wrong=wrong)
         replays = {name: graph.replay for name, graph in graphs.items()}
         for name, sample in interleaved(replays, rounds, stopwatch).items():
@@ -193,10 +194,6 @@ class CachedCell:
         return with_ratios(list(found.values()))
 
 
-class _WrongError(UnavailableError):
-    """It ran, and its result is not the right one."""
-
-
 def pages(cache_BSKD: Tensor, page_size: int) -> Tensor:
     """The same memory as a pool of pages: (B S / page size, page size, K, D)."""
     return cache_BSKD.view(-1, page_size, *cache_BSKD.shape[2:])
@@ -205,22 +202,6 @@ def pages(cache_BSKD: Tensor, page_size: int) -> Tensor:
 def _flex(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
     tensors = [x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD)]
     return compiled_flex()(*tensors, enable_gqa=True).transpose(1, 2)
-
-
-def _capture(call: Call, q: Tensor, k_RBSKD: Tensor, v_RBSKD: Tensor, calls: int) -> torch.cuda.CUDAGraph:
-    """A graph of ``calls`` calls, each on the next cache in turn."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # first calls allocate and choose algorithms, which a capture may not
-        for _ in range(2):
-            call(q, k_RBSKD[-1], v_RBSKD[-1])
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for index in range(calls):
-            turn = index % k_RBSKD.shape[0]
-            call(q, k_RBSKD[turn], v_RBSKD[turn])
-    return graph
 
 
 def cells() -> list[CachedCell]:
