@@ -29,8 +29,7 @@ def resource_faults(
             if each.shared_memory_bytes > limit:
                 taken = f"{each.shared_memory_bytes} B of shared memory, of {limit}"
                 faults.append(f"{each.kernel} takes {taken}")
-            spilled = max(each.spill_store_bytes, each.spill_load_bytes)
-            if spills is not None and spilled > spills.get(each.kernel, 0):
+            if spills is not None and each.spill_store_bytes > spills.get(each.kernel, 0):
                 both = f"{each.spill_store_bytes} B stored, {each.spill_load_bytes} B loaded"
                 faults.append(f"{each.kernel} spills registers: {both} a thread")
     except Exception as error:

@@ -1,7 +1,9 @@
 """``lit-eff bench head``: the output head's kernels beside every peer that is installed, on one GPU.
 
 ``loss``: forward and backward of many exits through one output matrix. ``exits``: what exits cost a GPT-2
-training step. ``--check`` tests correctness and the kernels' budgets instead, on any machine.
+training step. ``linear``: products of few rows, as in decoding. ``confidence``: token, probability, gap and
+entropy in one pass over the output matrix. ``--check`` tests correctness and the kernels' budgets instead, on
+any machine.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ from collections.abc import Sequence
 from lit_eff.bench.command import Cell, Command
 from lit_eff.errors import UserError
 
-SECTIONS = ("loss", "exits")
+SECTIONS = ("loss", "exits", "linear", "confidence")
 
 
 def all_cells() -> list[Cell]:
-    from lit_eff.bench import head_exits, head_loss
+    from lit_eff.bench import head_confidence, head_exits, head_linear, head_loss
 
-    return [*head_loss.cells(), *head_exits.cells()]
+    return [*head_loss.cells(), *head_exits.cells(), *head_linear.cells(), *head_confidence.cells()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

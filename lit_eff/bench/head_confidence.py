@@ -7,7 +7,6 @@ Shapes: N rows, C model dim, V vocabulary.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lit_eff.bench.measure import Stopwatch
 from lit_eff.bench.results import Measurement
-from lit_eff.bench.rotated import Contender, copies, measure, report
+from lit_eff.bench.rotated import Contender, copies, measure
 from lit_eff.kernels.confidence import ExitConfidence, exit_confidence, exit_confidence_reference
 
 SHAPES = ((49152, 576), (49152, 2048), (128256, 2048), (128256, 4096))  # (V, C)
@@ -40,7 +39,7 @@ class ConfidenceCell:
     vocabulary: int
     channels: int
     rows: int
-    section: str = "exit confidence"
+    section: str = "confidence"
 
     @property
     def label(self) -> str:
@@ -87,19 +86,3 @@ class ConfidenceCell:
 
 def cells() -> list[ConfidenceCell]:
     return [ConfidenceCell(*shape, rows) for shape in SHAPES for rows in ROWS]
-
-
-def section(stopwatch: Stopwatch, rounds: int) -> list[Measurement]:
-    """All cells, shape by shape."""
-    found: list[Measurement] = []
-    for shape in SHAPES:
-        weights_RVC = copies(*shape)
-        for cell in cells():
-            if (cell.vocabulary, cell.channels) == shape:
-                found += cell.run(stopwatch, rounds, weights_RVC)
-        del weights_RVC
-    return found
-
-
-if __name__ == "__main__":
-    report("head_confidence", section, sys.argv[1:])

@@ -5,7 +5,6 @@ Shapes: N rows, C input channels, O outputs.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from lit_eff.bench.attention_training import TOLERANCE, relative_error
 from lit_eff.bench.measure import Stopwatch
 from lit_eff.bench.results import Measurement
-from lit_eff.bench.rotated import Contender, copies, measure, report
+from lit_eff.bench.rotated import Contender, copies, measure
 from lit_eff.kernels.linear import skinny_linear
 
 # The weights of a 1.1B Llama shape, of bigger ones and of SmolLM2's: (O, C).
@@ -38,7 +37,7 @@ class LinearCell:
     outputs: int
     channels: int
     rows: int
-    section: str = "skinny linear"
+    section: str = "linear"
 
     @property
     def label(self) -> str:
@@ -73,19 +72,3 @@ class LinearCell:
 
 def cells() -> list[LinearCell]:
     return [LinearCell(*shape, rows) for shape in SHAPES for rows in (*ROWS, *MANY_ROWS)]
-
-
-def section(stopwatch: Stopwatch, rounds: int) -> list[Measurement]:
-    """All cells, shape by shape."""
-    found: list[Measurement] = []
-    for shape in SHAPES:
-        weights_ROC = copies(*shape)
-        for cell in cells():
-            if (cell.outputs, cell.channels) == shape:
-                found += cell.run(stopwatch, rounds, weights_ROC)
-        del weights_ROC
-    return found
-
-
-if __name__ == "__main__":
-    report("head_linear", section, sys.argv[1:])

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lit_eff.bench.attention_peers import UnavailableError, attempt, reason_of
 from lit_eff.bench.attention_training import raise_if_lost
-from lit_eff.bench.measure import CudaStopwatch, Stopwatch, ceilings, interleaved, peak_extra_bytes
-from lit_eff.bench.results import Measurement, header, with_ratios, write_results
+from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
+from lit_eff.bench.results import Measurement, with_ratios
 
 ROTATED_BYTES = 8 * 50 * 2**20  # at the least: 8 L2 caches of an H100
 GRAPH_BYTES = 2**31  # read by one replay, at the least: a millisecond or so
@@ -100,21 +100,3 @@ def measure(
             rounds=rounds,
         )
     return with_ratios(list(found.values()))
-
-
-def report(
-    name: str, section: Callable[[Stopwatch, int], list[Measurement]], arguments: Sequence[str]
-) -> None:
-    """Run one section by itself; an argument is where its JSON lines go."""
-    from pathlib import Path
-
-    from rich.console import Console
-
-    from lit_eff.bench.report import print_report
-
-    stopwatch = CudaStopwatch()
-    head = header(name, arguments, ceilings(stopwatch, 10))
-    measurements = section(stopwatch, 10)
-    print_report(Console(width=110), head, measurements)
-    for path in arguments:
-        write_results(Path(path), head, measurements)

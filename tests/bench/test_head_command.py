@@ -13,12 +13,16 @@ from lit_eff.cli.main import main
 
 def test_the_grid_is_the_goals() -> None:
     cells = head.all_cells()
-    assert [(cell.section, cell.label) for cell in cells] == [
-        ("loss", "1 exit"),
-        ("loss", "3 exits"),
-        ("loss", "12 exits"),
-        ("exits", "GPT-2 124M"),
-    ]
+    found = {name: [cell.label for cell in cells if cell.section == name] for name in head.SECTIONS}
+    assert sum(map(len, found.values())) == len(cells)
+    assert found["loss"] == ["1 exit", "3 exits", "12 exits"]
+    assert found["exits"] == ["GPT-2 124M"]
+    shapes = ["2048 x 2048", "11264 x 2048", "2048 x 5632", "32000 x 2048", "4096 x 4096", "28672 x 4096"]
+    shapes += ["576 x 576", "49152 x 576"]
+    counts = ["1 row", "8 rows", "16 rows", "32 rows", "64 rows", "128 rows", "640 rows"]
+    assert found["linear"] == [f"{shape}, {count}" for shape in shapes for count in counts]
+    shapes = ["49152 x 576", "49152 x 2048", "128256 x 2048", "128256 x 4096"]
+    assert found["confidence"] == [f"{shape}, {count}" for shape in shapes for count in counts[:3]]
     assert LossCell(1).flops == 6 * 8192 * 2048 * 50304
     assert [peer.name for peer in peers() if peer.ours] == ["ours"]
 
