@@ -56,8 +56,8 @@ def check_exits(
             raise UserError(f"{WHO}: {exits} exits but {len(found)} entries of {name}; give one an exit")
     matrices: list[Tensor] = []
     distinct: list[Tensor] = []
-    matrix_of = [_position(matrices, weight) for weight in weights]
-    bias_of = [-1 if bias is None else _position(distinct, bias) for bias in biases]
+    matrix_of = [position_in(matrices, weight) for weight in weights]
+    bias_of = [-1 if bias is None else position_in(distinct, bias) for bias in biases]
     first, matrix = hiddens[0], matrices[0]
     if first.ndim != 2 or matrix.ndim != 2 or first.shape[1] != matrix.shape[1]:
         raise UserError(
@@ -138,7 +138,8 @@ def check_numbers(
         raise UserError(f"{WHO}: chunk {chunk} must be at least 1 token, or None")
 
 
-def _position(tensors: list[Tensor], wanted: Tensor) -> int:
+def position_in(tensors: list[Tensor], wanted: Tensor) -> int:
+    """Where ``wanted`` itself stands among ``tensors``, to which it is added if it does not."""
     for position, tensor in enumerate(tensors):
         if tensor is wanted:
             return position

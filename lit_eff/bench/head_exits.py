@@ -1,8 +1,8 @@
 """What exits cost a training step: GPT-2 124M with 12 exits, beside the same model with none.
 
-This project's own model and loss (`recipes/gpt2_small.yaml`'s shape, padded vocabulary), compiled blocks,
-bf16 autocast, fused AdamW, T 1,024, B 16. The rotational curriculum trains one exit beside the last a step.
-Names carry the FLOPs over the step's without exits: the inverse of a ratio that costs nothing else.
+This project's own model and fused loss (`recipes/gpt2_small.yaml`'s shape, padded vocabulary), compiled
+blocks, bf16 autocast, fused AdamW, T 1,024, B 16. The rotational curriculum trains one exit beside the last a
+step. Names carry the FLOPs over the step's without exits: the inverse of a ratio that costs nothing else.
 
 Shapes: B batch, T length, C model dim, N = B T tokens, V vocabulary, E exits.
 """
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
-from lit_eff.bench.results import Measurement, with_ratios
+from lit_eff.bench.results import Measurement, timed, with_ratios
+from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
 
@@ -77,18 +78,15 @@ class TrainingStep:
 
     def run(self, exits: Sequence[int]) -> Tensor:
         """One optimizer step; the loss, still on the device."""
-        from lit_eff.training.losses import OutputHead, chunked_exit_loss
-
         self.optimizer.zero_grad(set_to_none=True)
         model = self.model
         with torch.autocast("cuda", torch.bfloat16):
             states = model(self.inputs_BT, exits=exits)
-            loss, _ = chunked_exit_loss(
+            loss = multi_exit_cross_entropy(
                 [model.head_norm(x, e).flatten(0, 1) for x, e in zip(states, exits, strict=True)],
-                [OutputHead(model.head_weight(e), model.head_bias(e)) for e in exits],
+                [model.head_weight(e) for e in exits],
                 self.targets_N,
-                [1 / len(exits)] * len(exits),
-            )
+            ).loss
         torch.autograd.backward(loss)
         self.optimizer.step()
         return loss.detach()
@@ -119,18 +117,18 @@ class ExitsCell:
             extra[name] = peak_extra_bytes(function)
         samples = interleaved(turns, max(rounds, 11), stopwatch)
         found = [
-            Measurement(
-                self.section,
-                self.label,
-                f"{plan.name}, {plan.flop_ratio:.2f}x FLOPs",
-                "training step",
-                "tokens/s",
-                ours=plan is not PLANS[0],  # which the others are compared with
-                rate=BATCH * LENGTH / samples[plan.name].median * 1e3,
-                milliseconds=samples[plan.name].median,
-                noise=samples[plan.name].noise,
-                rounds=len(samples[plan.name].milliseconds),
-                extra_bytes=extra[plan.name],
+            timed(
+                Measurement(
+                    self.section,
+                    self.label,
+                    f"{plan.name}, {plan.flop_ratio:.2f}x FLOPs",
+                    "training step",
+                    "tokens/s",
+                    ours=plan is not PLANS[0],  # which the others are compared with
+                    extra_bytes=extra[plan.name],
+                ),
+                samples[plan.name],
+                BATCH * LENGTH * 1e3,
             )
             for plan in PLANS
         ]

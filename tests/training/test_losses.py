@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_eff.kernels.cross_entropy import obstacle
-from lit_eff.training import losses
+from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy, obstacle
 from lit_eff.training.losses import (
     Distillation,
     OutputHead,
@@ -24,18 +23,21 @@ N, C, V = 37, 12, 29
 class Case:
     """Three exits: the first and the last share a matrix and a bias, the second owns a matrix."""
 
-    def __init__(self, dtype: torch.dtype = torch.float64, softcap: float | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float64, softcap: float | None = None, device: str = "cpu"
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def random(*shape: int) -> Tensor:
-            return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+            values = torch.randn(shape, dtype=torch.float64, generator=generator)
+            return values.to(device, dtype).requires_grad_()
 
         self.hiddens = [random(N, C) for _ in range(3)]
         self.matrices = [random(V, C), random(V, C)]
         self.bias = random(V)
         shared = OutputHead(self.matrices[0], self.bias)
         self.heads = [shared, OutputHead(self.matrices[1]), shared]
-        self.targets = torch.randint(0, V, (N,), generator=generator)
+        self.targets = torch.randint(0, V, (N,), generator=generator).to(device)
         self.targets[::6] = -100
         self.weights = [0.2, 0.3, 0.5]
         self.softcap = softcap
@@ -184,19 +186,25 @@ def test_statistics() -> None:
 
 
 @pytest.mark.parametrize("distillation", [None, Distillation(0.7, 2.5)])
-def test_the_kernels_take_its_place(
-    monkeypatch: pytest.MonkeyPatch, distillation: Distillation | None
-) -> None:
-    """What runs on a GPU, here in the interpreter: the same loss and gradients behind the same signature."""
-    if obstacle("cpu") is not None:
-        pytest.skip("the kernels are compiled here; test_cross_entropy_gpu tests them")
-    case = Case(torch.float32, softcap=3.0)
-    loss, nll = case.chunked(distillation=distillation, chunk=16)
+def test_the_kernels_agree(distillation: Distillation | None) -> None:
+    """The same loss and gradients from the kernels: compiled where there is a GPU, else interpreted."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case(torch.float32, softcap=3.0, device=device)
+    loss, nll_E = case.chunked(distillation=distillation, chunk=16)
     expected = torch.autograd.grad(loss, case.parameters)
-    monkeypatch.setattr(losses, "_fuses", lambda hidden: True)
-    fused, fused_nll = case.chunked(distillation=distillation, chunk=16)
-    assert type(fused.grad_fn) is not type(loss.grad_fn)
-    torch.testing.assert_close(fused, loss)
-    torch.testing.assert_close(fused_nll, nll)
-    for one, other in zip(torch.autograd.grad(fused, case.parameters), expected, strict=True):
+    taught = {} if distillation is None else {"distillation": 0.7, "temperature": 2.5}
+    ours = multi_exit_cross_entropy(
+        case.hiddens,
+        [head.weight_VC for head in case.heads],
+        case.targets,
+        bias_V=[head.bias_V for head in case.heads],
+        exit_weights=case.weights,
+        softcap=case.softcap,
+        chunk=16,
+        **taught,
+    )
+    assert obstacle(device) is None
+    torch.testing.assert_close(ours.loss, loss)
+    torch.testing.assert_close(ours.nll_E, nll_E)
+    for one, other in zip(torch.autograd.grad(ours.loss, case.parameters), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
