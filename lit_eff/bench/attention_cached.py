@@ -30,7 +30,7 @@ from lit_eff.bench.attention_peers import (
 )
 from lit_eff.bench.attention_training import TOLERANCE, raise_if_lost, relative_error
 from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
-from lit_eff.bench.results import Measurement, with_ratios
+from lit_eff.bench.results import Measurement, timed, with_ratios
 from lit_eff.bench.rotated import GRAPH_BYTES, ROTATED_BYTES, WrongError, graph_of
 from lit_eff.kernels.attention import attention_reference
 from lit_eff.kernels.attention.with_cache import attention_with_cache, attention_with_cache_reference
@@ -183,14 +183,7 @@ class CachedCell:
                 found[name] = replace(found[name], unavailable=reason_of(error, caught), wrong=wrong)
         replays = {name: graph.replay for name, graph in graphs.items()}
         for name, sample in interleaved(replays, rounds, stopwatch).items():
-            milliseconds = sample.median / calls
-            found[name] = replace(
-                found[name],
-                rate=self.bytes_read / milliseconds / 1e6,
-                milliseconds=milliseconds,
-                noise=sample.noise,
-                rounds=rounds,
-            )
+            found[name] = timed(found[name], sample, self.bytes_read / 1e6, calls)
         return with_ratios(list(found.values()))
 
 

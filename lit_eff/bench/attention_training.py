@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_eff.bench.attention_peers import Forward, Peer, attempt, peers, reason_of
 from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
-from lit_eff.bench.results import Measurement, with_ratios
+from lit_eff.bench.results import Measurement, timed, with_ratios
 from lit_eff.kernels.attention import attention_reference
 
 TOKENS = 16_384  # a batch, whatever the length
@@ -90,13 +90,7 @@ class TrainingCell:
             ("backward", backwards, 2.5 * self.flops),
         ):
             for name, sample in interleaved(functions, rounds, stopwatch).items():
-                found[name, quantity] = replace(
-                    found[name, quantity],
-                    rate=flops / sample.median / 1e9,
-                    milliseconds=sample.median,
-                    noise=sample.noise,
-                    rounds=rounds,
-                )
+                found[name, quantity] = timed(found[name, quantity], sample, flops / 1e9)
         return with_ratios(list(found.values()))
 
     def _ready(

@@ -21,7 +21,7 @@ from torch import Tensor
 from lit_eff.bench.attention_peers import UnavailableError, attempt, reason_of
 from lit_eff.bench.attention_training import raise_if_lost, relative_error
 from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
-from lit_eff.bench.results import Measurement, with_ratios
+from lit_eff.bench.results import Measurement, timed, with_ratios
 from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
 
 TOLERANCE = 0.02  # relative error that a right result in bfloat16 stays below
@@ -145,13 +145,7 @@ class LossCell:
         # Some take seconds a step with many exits: fewer rounds, of everyone alike.
         rounds = max(3, rounds // self.exits)
         for name, sample in interleaved(steps, rounds, stopwatch).items():
-            found[name] = replace(
-                found[name],
-                rate=self.flops / sample.median / 1e9,
-                milliseconds=sample.median,
-                noise=sample.noise,
-                rounds=rounds,
-            )
+            found[name] = timed(found[name], sample, self.flops / 1e9)
         return with_ratios(list(found.values()))
 
     def _ready(

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lit_eff.bench.measure import Sample
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 
@@ -55,6 +56,21 @@ class Measurement:
     def place(self) -> tuple[str, str, str]:
         """What its rivals share with it."""
         return self.section, self.cell, self.quantity
+
+
+def timed(measurement: Measurement, sample: Sample, work: float, calls: int = 1) -> Measurement:
+    """The measurement with its times, of samples of ``calls`` calls, and its rate.
+
+    ``work`` of a call over milliseconds is the rate in its unit: operations / 1e9, bytes / 1e6, tokens * 1e3.
+    """
+    milliseconds = sample.median / calls
+    return replace(
+        measurement,
+        rate=work / milliseconds,
+        milliseconds=milliseconds,
+        noise=sample.noise,
+        rounds=len(sample.milliseconds),
+    )
 
 
 def with_ratios(measurements: Sequence[Measurement]) -> list[Measurement]:

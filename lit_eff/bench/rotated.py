@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_eff.bench.attention_peers import UnavailableError, attempt, reason_of
 from lit_eff.bench.attention_training import raise_if_lost
 from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
-from lit_eff.bench.results import Measurement, with_ratios
+from lit_eff.bench.results import Measurement, timed, with_ratios
 
 ROTATED_BYTES = 8 * 50 * 2**20  # at the least: 8 L2 caches of an H100
 GRAPH_BYTES = 2**31  # read by one replay, at the least: a millisecond or so
@@ -91,12 +91,5 @@ def measure(
             wrong = isinstance(error, WrongError)
             found[name] = replace(found[name], unavailable=reason_of(error, caught), wrong=wrong)
     for name, sample in interleaved({n: g.replay for n, g in graphs.items()}, rounds, stopwatch).items():
-        milliseconds = sample.median / calls
-        found[name] = replace(
-            found[name],
-            rate=bytes_read / milliseconds / 1e6,
-            milliseconds=milliseconds,
-            noise=sample.noise,
-            rounds=rounds,
-        )
+        found[name] = timed(found[name], sample, bytes_read / 1e6, calls)
     return with_ratios(list(found.values()))

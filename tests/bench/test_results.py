@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from lit_eff.bench.compare import changes
+from lit_eff.bench.measure import Sample
 from lit_eff.bench.plot import plot
 from lit_eff.bench.report import print_report
-from lit_eff.bench.results import Measurement, header, read_results, with_ratios, write_results
+from lit_eff.bench.results import Measurement, header, read_results, timed, with_ratios, write_results
 from lit_eff.errors import UserError
 
 
@@ -40,6 +41,14 @@ RESULTS = with_ratios(
     ]
 )
 HEAD = header("attention", ["--rounds", "5"], {"matmul_tflops": 700.0, "read_gb_per_second": 3000.0})
+
+
+def test_rate_of_samples_of_several_calls() -> None:
+    sample = Sample((9.0, 10.0, 14.0))
+    found = timed(measured("ours", None), sample, 3e12 / 1e9, calls=5)
+    assert (found.milliseconds, found.rounds, found.noise) == (2.0, 3, sample.noise)
+    assert found.rate == 1500.0  # 3 TFLOP in 2 ms
+    assert found.contender == "ours"
 
 
 def test_ratios_are_to_rivals_of_the_same_place() -> None:
