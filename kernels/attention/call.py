@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lit_eff.kernels.attention.arguments import Documents, Rows, Rule, Sizes, Statistic
 from lit_eff.kernels.attention.documents import document_ranges
 from lit_eff.kernels.attention.dropout import ROUNDS, keep_threshold
 from lit_eff.kernels.attention.tiles import padded_head_dim
+from lit_eff.kernels.device import capability_of
 from lit_eff.profiling.launch import Launch
 
 LOG2E = math.log2(math.e)
@@ -28,12 +27,6 @@ def addressable(tensor: Tensor) -> Tensor:
     """``tensor``, or a contiguous copy if offsets within one tile would not fit the kernels' 32 bits."""
     reach = TILE_ROWS * tensor.stride(1) + padded_head_dim(tensor.shape[3]) * tensor.stride(3)
     return tensor if reach < 2**31 else tensor.contiguous()
-
-
-@cache
-def _capability(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 @dataclass(frozen=True)
@@ -68,9 +61,7 @@ class AttentionCall:
         """10 * major + minor of the CUDA device; 80 in the interpreter, which has no device."""
         if self.target is not None:
             return self.target
-        if not self.q_BTHD.is_cuda:
-            return 80
-        return _capability(self.q_BTHD.device)
+        return capability_of(self.q_BTHD.device)
 
     @property
     def is_cuda(self) -> bool:

@@ -6,7 +6,6 @@ D head dim.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +27,8 @@ from lit_eff.kernels.attention.checks import (
 )
 from lit_eff.kernels.attention.cpu import attention_on_cpu, path_on_cpu
 from lit_eff.kernels.attention.paths import Path
+from lit_eff.kernels.device import INTERPRETER_FAULT, TRITON_INSTALLED, device_obstacle
 
-TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 if TRITON_INSTALLED:
     from lit_eff.kernels.attention import operator
 
@@ -51,25 +50,16 @@ def supports(device: torch.device | str, *, head_dim: int, dtype: torch.dtype | 
     Every other feature is always there.
     """
     device = torch.device(device)
-    if not TRITON_INSTALLED:
-        return Support(False, "Triton is not installed (it is part of lit_eff[train], on Linux)")
     if fault := head_dim_fault(head_dim):
         return Support(False, fault)
     if dtype is not None and dtype not in DTYPES:
         return Support(False, f"dtype {dtype} is not float16, bfloat16 or float32")
-    if operator.INTERPRETED:
+    if TRITON_INSTALLED and operator.INTERPRETED:
         if dtype == torch.bfloat16:
-            return Support(False, "Triton's interpreter computes bfloat16 products wrongly; use float32")
+            return Support(False, INTERPRETER_FAULT)
         return Support(True)
-    if device.type != "cuda":
-        return Support(
-            False,
-            f"the Triton kernel needs a CUDA device, not {device.type} (for tests on a CPU, set "
-            "TRITON_INTERPRET=1 before lit_eff is imported)",
-        )
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
-        return Support(False, f"{torch.cuda.get_device_name(device)} is older than sm_80 or not from NVIDIA")
-    return Support(True)
+    fault = device_obstacle(device)
+    return Support(fault is None, fault or "")
 
 
 def attention(

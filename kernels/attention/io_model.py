@@ -11,11 +11,10 @@ D head dim.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
-STATISTIC_BYTES = 4  # log-sum-exp, row sums and maxima are kept in float32
-
+from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
 
 Rows = tuple[tuple[int, ...], ...]
 
@@ -67,26 +66,6 @@ class AttentionShape:
             ranges = (self.visible(t, 1, offset) for t in range(self.queries))
             pairs += sum(stop - start for start, stop in ranges)
         return pairs * self.heads
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes moved between HBM and the chip, by tensor."""
-
-    reads: dict[str, int] = field(default_factory=dict)
-    writes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(self.reads.values())
-
-    @property
-    def written_bytes(self) -> int:
-        return sum(self.writes.values())
-
-    @property
-    def total(self) -> int:
-        return self.read_bytes + self.written_bytes
 
 
 def forward_flops(shape: AttentionShape) -> int:

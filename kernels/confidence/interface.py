@@ -17,12 +17,12 @@ from lit_eff.kernels.confidence.reference import (
     ExitConfidence,
     exit_confidence_reference,
 )
+from lit_eff.kernels.device import TRITON_INSTALLED
 from lit_eff.kernels.linear.interface import (
-    TRITON_INSTALLED,
     check_norm,
     check_product,
     check_vector,
-    runs_kernels,
+    runs_products,
 )
 from lit_eff.kernels.linear.reference import Norm
 
@@ -84,7 +84,7 @@ def exit_confidence(
     if measure not in MEASURES:
         raise UserError(f"{NAME}: unknown measure {measure!r}{nearest(measure, MEASURES)}")
     limit_N = checked_thresholds(thresholds, hidden_NC)
-    if not runs_kernels(NAME, hidden_NC):
+    if not runs_products(NAME, hidden_NC):
         return exit_confidence_reference(
             hidden_NC, weight_VC, bias=bias, norm=norm, scales=scales, softcap=softcap, thresholds=limit_N,
             measure=measure,

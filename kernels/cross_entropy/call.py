@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_eff.kernels.cross_entropy.sizes import RowTiles, chunk_rows, padded, row_tiles
+from lit_eff.kernels.device import multiprocessors
 
 # What the row kernel writes of each token: numbers whose sums over tokens are the results. The first carries
 # the exit's weight.
@@ -94,9 +95,7 @@ class LossCall:
     @property
     def processors(self) -> int:
         """Multiprocessors of the device; in the interpreter and without a device, the A100's 108."""
-        if not self.targets_N.is_cuda:
-            return 108
-        return torch.cuda.get_device_properties(self.targets_N.device).multi_processor_count
+        return multiprocessors(self.targets_N.device)
 
     @property
     def distils(self) -> bool:

@@ -5,7 +5,6 @@ Shapes: N tokens, C model dim, V vocabulary (or this shard of it), E exits.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,13 +18,13 @@ from lit_eff.kernels.cross_entropy.reference import (
     ExitLosses,
     multi_exit_cross_entropy_reference,
 )
+from lit_eff.kernels.device import TRITON_INSTALLED, device_obstacle
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from lit_eff.kernels.cross_entropy.shards import VocabularyShard
 
-TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 if TRITON_INSTALLED:
     from lit_eff.kernels.cross_entropy import operator
 
@@ -157,16 +156,7 @@ def multi_exit_cross_entropy(
 
 def obstacle(device: torch.device | str) -> str | None:
     """Why the kernels cannot run on ``device``; None if they can."""
-    device = torch.device(device)
-    if not TRITON_INSTALLED:
-        return "Triton is not installed (it is part of lit_eff[train], on Linux)"
-    if operator.INTERPRETED:
-        return None
-    if device.type != "cuda" or torch.version.hip is not None:
-        return f"the Triton kernels need an NVIDIA GPU, not {device.type}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than sm_80"
-    return None
+    return None if TRITON_INSTALLED and operator.INTERPRETED else device_obstacle(torch.device(device))
 
 
 def _plain(

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_eff.kernels.cross_entropy.sizes import padded
+from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
 
-NUMBER = 4  # bytes of a float32 or int32
 TARGET = 8  # bytes of an int64
 
 
@@ -39,15 +39,7 @@ class RowShape:
         return padded(self.columns) * self.element_bytes
 
 
-@dataclass(frozen=True)
-class RowTraffic:
-    """Requested bytes by tensor."""
-
-    reads: dict[str, int]
-    writes: dict[str, int]
-
-
-def row_traffic(shape: RowShape) -> RowTraffic:
+def row_traffic(shape: RowShape) -> Traffic:
     """Of one launch that makes statistics and finishes: what a process that holds all columns does.
 
     Every row that counts is read for its statistics and once more for its gradient; in between, the vector of
@@ -55,24 +47,24 @@ def row_traffic(shape: RowShape) -> RowTraffic:
     """
     readings = 1 + shape.gradient
     vector = 16 // shape.element_bytes
-    reads = {"means": shape.rows * NUMBER, "targets": shape.counted * TARGET}
-    writes = {"sums": shape.rows * 5 * NUMBER}
+    reads = {"means": shape.rows * STATISTIC_BYTES, "targets": shape.counted * TARGET}
+    writes = {"sums": shape.rows * 5 * STATISTIC_BYTES}
     reads["logits"] = shape.counted * (readings * shape.row_bytes + 16 + shape.element_bytes)
     bias = shape.bias_bytes * (readings * shape.columns + vector + 1)
     if shape.taught:
         at_target = shape.element_bytes if shape.gradient else 0
         reads["teacher"] = shape.counted * (readings * shape.row_bytes + at_target)
-        reads["lse"] = shape.counted * NUMBER
+        reads["lse"] = shape.counted * STATISTIC_BYTES
         bias += shape.teacher_bias_bytes * (readings * shape.columns + shape.gradient)
     if bias:
         reads["bias"] = shape.counted * bias
     if shape.last:
-        writes["lse"] = writes["best"] = shape.counted * NUMBER
+        writes["lse"] = writes["best"] = shape.counted * STATISTIC_BYTES
     else:
-        reads["best"] = shape.counted * NUMBER
+        reads["best"] = shape.counted * STATISTIC_BYTES
     if shape.gradient:
         writes["gradient"] = shape.rows * shape.row_bytes + shape.counted * shape.element_bytes
-    return RowTraffic(reads, {name: size for name, size in writes.items() if size})
+    return Traffic(reads, {name: size for name, size in writes.items() if size})
 
 
 def product_bytes(rows: int, width: int, columns: int, element_bytes: int = 2, *, first: bool) -> int:
@@ -82,4 +74,4 @@ def product_bytes(rows: int, width: int, columns: int, element_bytes: int = 2, *
     """
     logits, matrix, hidden = rows * columns, columns * width, rows * width
     moved = 3 * logits + 2 * matrix + 3 * hidden
-    return moved * element_bytes + matrix * NUMBER * (1 if first else 2)
+    return moved * element_bytes + matrix * STATISTIC_BYTES * (1 if first else 2)

@@ -8,20 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lit_eff.kernels.device import capability_of
 from lit_eff.kernels.linear.arguments import Matrix, RowNorm, Scales
 from lit_eff.kernels.linear.plan import ROW_TILE, Plan, plan_of
 from lit_eff.kernels.linear.reference import Norm
-
-
-def capability_of(tensor: Tensor) -> int:
-    """10 * major + minor of its CUDA device; 80 in the interpreter, which has no device."""
-    if not tensor.is_cuda:
-        return 80
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return 10 * major + minor
 
 
 def matrix(tensor: Tensor) -> Matrix:
@@ -42,7 +34,7 @@ class Product:
 
     @property
     def capability(self) -> int:
-        return capability_of(self.x_NC) if self.target is None else self.target
+        return capability_of(self.x_NC.device) if self.target is None else self.target
 
     @property
     def rows(self) -> int:

@@ -5,16 +5,14 @@ Shapes: N rows, C input channels, O weight rows, F outputs (O, or O / 2 with swi
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from lit_eff.errors import UserError, nearest
+from lit_eff.kernels.device import INTERPRETER_FAULT, TRITON_INSTALLED, device_obstacle
 from lit_eff.kernels.linear.plan import GROUP
 from lit_eff.kernels.linear.reference import ACTIVATIONS, Norm, skinny_linear_reference
 
-TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 if TRITON_INSTALLED:
     from lit_eff.kernels.linear import operator
 
@@ -68,7 +66,7 @@ def skinny_linear(
         check_beside("skinny_linear", "residual", residual, (x_NC.shape[0], outputs), x_NC)
     if out_dtype is not None and out_dtype not in DTYPES:
         raise UserError(f"skinny_linear: out_dtype {out_dtype} is not float16, bfloat16 or float32")
-    if not runs_kernels("skinny_linear", x_NC):
+    if not runs_products("skinny_linear", x_NC):
         return skinny_linear_reference(
             x_NC, weight_OC, bias=bias, residual=residual, activation=activation, norm=norm, scales=scales,
             out_dtype=out_dtype,
@@ -94,14 +92,21 @@ def runs_kernels(name: str, x_NC: Tensor) -> bool:
     """
     if x_NC.device.type == "cpu":
         return TRITON_INSTALLED and operator.INTERPRETED
-    if not TRITON_INSTALLED:
-        raise UserError(f"{name} needs Triton, which is part of lit_eff[train], on Linux")
-    if x_NC.device.type != "cuda":
-        raise UserError(f"{name}: tensors on {x_NC.device}; expected a CUDA device or the CPU")
-    major, minor = torch.cuda.get_device_capability(x_NC.device)
-    if major < 8:
-        raise UserError(f"{name} needs a GPU from sm_80 on; {x_NC.device} is sm_{major}{minor}")
+    if fault := device_obstacle(x_NC.device):
+        raise UserError(f"{name} cannot run: {fault}")
     return True
+
+
+def runs_products(name: str, x_NC: Tensor) -> bool:
+    """As :func:`runs_kernels`, of kernels that multiply matrices.
+
+    Raises:
+        UserError: for bfloat16 in the interpreter, too.
+    """
+    runs = runs_kernels(name, x_NC)
+    if runs and operator.INTERPRETED and x_NC.dtype == torch.bfloat16:
+        raise UserError(f"{name} cannot run: {INTERPRETER_FAULT}")
+    return runs
 
 
 def check_product(

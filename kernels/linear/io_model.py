@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from lit_eff.kernels.attention.io_model import STATISTIC_BYTES, Traffic
 from lit_eff.kernels.linear.plan import ROW_TILE, Plan
+from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
 
 
 @dataclass(frozen=True)

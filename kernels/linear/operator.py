@@ -7,6 +7,7 @@ Shapes: N rows, C input channels, O weight rows, F outputs (O, or O / 2 with swi
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -51,6 +52,11 @@ def linear_launch(
     return Launch(skinny_linear_kernel, grid, arguments, plan.num_warps, plan.num_stages, early=product.early)
 
 
+def _empty_output(x_NC: Tensor, weight_OC: Tensor, activation: str | None, out_dtype: torch.dtype) -> Tensor:
+    outputs = weight_OC.shape[0] // 2 if activation == "swiglu" else weight_OC.shape[0]
+    return x_NC.new_empty((x_NC.shape[0], outputs), dtype=out_dtype)
+
+
 @torch.library.custom_op("lit_eff::skinny_linear", mutates_args=())
 def skinny_linear(
     x_NC: Tensor,
@@ -67,8 +73,7 @@ def skinny_linear(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """(N, F) in ``out_dtype``."""
-    outputs = weight_OC.shape[0] // 2 if activation == "swiglu" else weight_OC.shape[0]
-    out_NF = torch.empty((x_NC.shape[0], outputs), dtype=out_dtype, device=x_NC.device)
+    out_NF = _empty_output(x_NC, weight_OC, activation, out_dtype)
     if out_NF.numel() == 0:
         return out_NF
     norm = norm_of((normed, gain_C, shift_C, epsilon, centered))
@@ -79,19 +84,6 @@ def skinny_linear(
 
 
 @skinny_linear.register_fake
-def _(
-    x_NC: Tensor,
-    weight_OC: Tensor,
-    scales_OS: Tensor | None,
-    normed: bool,
-    gain_C: Tensor | None,
-    shift_C: Tensor | None,
-    epsilon: float,
-    centered: bool,
-    bias: Tensor | None,
-    residual_NF: Tensor | None,
-    activation: str | None,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    outputs = weight_OC.shape[0] // 2 if activation == "swiglu" else weight_OC.shape[0]
-    return x_NC.new_empty((x_NC.shape[0], outputs), dtype=out_dtype)
+def _(x_NC: Tensor, weight_OC: Tensor, *others: Any) -> Tensor:
+    *_, activation, out_dtype = others
+    return _empty_output(x_NC, weight_OC, activation, out_dtype)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_eff.errors import UserError
-from lit_eff.kernels.linear.interface import DTYPES, TRITON_INSTALLED, check_beside, runs_kernels
+from lit_eff.kernels.device import TRITON_INSTALLED
+from lit_eff.kernels.linear.interface import DTYPES, check_beside, runs_kernels
 from lit_eff.kernels.norm.call import MAX_CHANNELS
 from lit_eff.kernels.norm.reference import norm_reference
 

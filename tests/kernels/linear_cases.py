@@ -11,6 +11,10 @@ from torch import Tensor
 
 from lit_eff.kernels.linear import Norm, skinny_linear_reference
 from lit_eff.kernels.linear.call import Product
+from lit_eff.kernels.linear.plan import Plan
+
+# Of several lanes and of one; channels of a step that fit in small calls.
+PLANS = [Plan(16, 4, 16, 4, 3), Plan(64, 1, 32, 4, 3)]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -24,14 +23,12 @@ from lit_eff.kernels.confidence import (
 )
 from lit_eff.kernels.confidence.io_model import confidence_traffic
 from lit_eff.kernels.linear import Norm, skinny_linear
-from lit_eff.kernels.linear import call as linear_call
 from lit_eff.kernels.linear.plan import Plan
 from lit_eff.profiling.counted import count_traffic
 from lit_eff.runtime.exit_rule import ExitRule
 from tests.kernels.linear_cases import LinearCase, widened
 from tests.kernels.test_linear_traffic import requested, shape_of
 
-PLANS = [Plan(16, 4, 16, 4, 3), Plan(64, 1, 32, 4, 3)]
 CASES = [
     LinearCase(5, 100, 200),
     LinearCase(1, 64, 64),
@@ -41,20 +38,6 @@ CASES = [
     LinearCase(3, 8, 1),
     LinearCase(2, 8, 2),
 ]
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """torch.empty yields NaN: an element that a kernel leaves unwritten shows, in the partials too."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=PLANS, ids=lambda plan: f"{plan.lanes} lanes")
-def planned(request: pytest.FixtureRequest) -> Iterator[Plan]:
-    with mock.patch.object(linear_call, "plan_of", return_value=request.param):
-        yield request.param
 
 
 def draw(case: LinearCase, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -159,6 +142,12 @@ def test_extreme_logits() -> None:
     torch.testing.assert_close(
         torch.stack(list(got[1:5])).flatten(), torch.tensor([0.5, 0.0, *[math.log(2)] * 2])
     )
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_bfloat16_is_refused_in_the_interpreter() -> None:
+    with pytest.raises(UserError, match="interpreter computes bfloat16 products wrongly; use float32"):
+        exit_confidence(**draw(CASES[0], torch.bfloat16))
 
 
 @pytest.mark.usefixtures("row_exact_interpreter", "planned")

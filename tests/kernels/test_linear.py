@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -18,7 +17,6 @@ from lit_eff.kernels.linear import call as linear_call
 from lit_eff.kernels.linear.plan import Plan
 from tests.kernels.linear_cases import EVERYTHING, LinearCase, cases, exact
 
-PLANS = [Plan(16, 4, 16, 4, 3), Plan(64, 1, 32, 4, 3)]  # lanes and none; channels that fill no step
 SIZES = [
     LinearCase(1, 576, 64),
     LinearCase(16, 64, 16),
@@ -27,20 +25,6 @@ SIZES = [
     LinearCase(40, 33, 47, norm="rms"),
     LinearCase(2, 700, 20, norm="layer"),
 ]
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """torch.empty yields NaN: an element that the kernel leaves unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=PLANS, ids=lambda plan: f"{plan.lanes} lanes")
-def planned(request: pytest.FixtureRequest) -> Iterator[Plan]:
-    with mock.patch.object(linear_call, "plan_of", return_value=request.param):
-        yield request.param
 
 
 @pytest.mark.usefixtures("interpreter", "poisoned", "planned")
@@ -147,6 +131,14 @@ def test_cpu_runs_the_reference_without_the_interpreter() -> None:
     with mock.patch("lit_eff.kernels.linear.operator.INTERPRETED", False):
         got = skinny_linear(**arguments)
     assert torch.equal(got, skinny_linear_reference(**arguments))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_bfloat16_is_refused_in_the_interpreter() -> None:
+    """Its products are wrong there, by orders of magnitude."""
+    arguments = LinearCase().draw(torch.bfloat16)
+    with pytest.raises(UserError, match="interpreter computes bfloat16 products wrongly; use float32"):
+        skinny_linear(**arguments)
 
 
 def test_reference_is_torch() -> None:

@@ -12,9 +12,7 @@ from lit_eff.kernels.linear import skinny_linear
 from lit_eff.kernels.linear.io_model import LinearShape, linear_traffic, weight_bytes
 from lit_eff.kernels.linear.plan import GROUP, Plan, plan_of
 from lit_eff.profiling.counted import KernelCount, count_traffic
-from tests.kernels.linear_cases import LinearCase, cases
-
-PLANS = [Plan(16, 4, 16, 4, 3), Plan(64, 1, 32, 4, 3)]
+from tests.kernels.linear_cases import PLANS, LinearCase, cases
 
 
 def requested(count: KernelCount, kind: str) -> dict[str, int]:

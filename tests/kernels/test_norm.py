@@ -22,14 +22,6 @@ from tests.kernels.counting import requested
 from tests.kernels.norm_cases import CASES, F16, F32, NormCase
 
 
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """torch.empty yields NaN: an element that a kernel leaves unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture(params=[2, 512], ids=lambda most: f"{most} programs")
 def programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """With two, programs of the backward take several tiles each."""

@@ -13,8 +13,9 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention import tiles as tile_table
 from lit_eff.kernels.attention import traffic_model
-from lit_eff.kernels.attention.io_model import AttentionShape, Traffic
+from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.kernels.attention.traffic import count_forward
+from lit_eff.kernels.traffic import Traffic
 from lit_eff.profiling.counted import KernelCount, count_traffic
 from tests.kernels.cases import CASES, Case
 

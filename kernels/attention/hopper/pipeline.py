@@ -21,6 +21,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from lit_eff.kernels.device import multiprocessors as device_multiprocessors
+
 ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
 
 
@@ -71,10 +73,9 @@ def obstacle_of(name: str, tensor_BTHD: Tensor) -> str | None:
     return None
 
 
-@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run at once, one a multiprocessor; the H100's number where there is no device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    return device_multiprocessors(device, 132)
 
 
 class Ring(NamedTuple):

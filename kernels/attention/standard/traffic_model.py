@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from math import ceil
 
-from lit_eff.kernels.attention.io_model import AttentionShape, Traffic
+from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.kernels.attention.standard.tiles import product_tiles, softmax_tiles
+from lit_eff.kernels.traffic import Traffic
 
 
 def standard_traffic(shape: AttentionShape) -> dict[str, Traffic]:

@@ -22,6 +22,7 @@ from lit_eff.kernels.attention.with_cache.tiles import (
     cache_tiles,
     deal,
 )
+from lit_eff.kernels.device import capability_of, multiprocessors
 from lit_eff.profiling.replay import workspace
 
 LOG2E = math.log2(math.e)
@@ -76,10 +77,7 @@ class CacheCall:
         """10 * major + minor of the CUDA device; 80 in the interpreter, which has no device."""
         if self.target is not None:
             return self.target
-        if not self.q_BTHD.is_cuda:
-            return 80
-        major, minor = torch.cuda.get_device_capability(self.q_BTHD.device)
-        return 10 * major + minor
+        return capability_of(self.q_BTHD.device)
 
     @property
     def overlaps(self) -> bool:
@@ -89,9 +87,7 @@ class CacheCall:
     @property
     def processors(self) -> int:
         """Multiprocessors of the device; in the interpreter and without a device, the A100's 108."""
-        if not self.q_BTHD.is_cuda:
-            return 108
-        return torch.cuda.get_device_properties(self.q_BTHD.device).multi_processor_count
+        return multiprocessors(self.q_BTHD.device)
 
     @property
     def tiles(self) -> CacheTiles:

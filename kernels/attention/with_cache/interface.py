@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.checks import DTYPES, MAX_GRID, head_dim_fault
-from lit_eff.kernels.attention.interface import TRITON_INSTALLED, supports
+from lit_eff.kernels.attention.interface import supports
 from lit_eff.kernels.attention.with_cache.reference import attention_with_cache_reference
+from lit_eff.kernels.device import TRITON_INSTALLED
 
 if TRITON_INSTALLED:
     from lit_eff.kernels.attention.operator import INTERPRETED

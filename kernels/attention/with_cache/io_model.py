@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_eff.kernels.attention.io_model import STATISTIC_BYTES, Traffic
 from lit_eff.kernels.attention.with_cache.tiles import CacheTiles, Deal, Unit
+from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
 
 
 @dataclass(frozen=True)
