@@ -90,38 +90,6 @@ def test_the_grid_is_the_anchors() -> None:
     assert len(labels) == 20
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--cells", "dim 65"], "--cells 'dim 65' is in no cell's name; the cells: dim 64, 1024, full;"),
-        (["--only", "trainin"], "invalid choice: 'trainin'"),
-        (["--rounds", "2"], "--rounds 2: a median and its noise take at least 3"),
-        (["--rounds", "many"], "invalid int value: 'many'"),
-        (["--jobs", "0"], "--jobs 0 must be at least 1"),
-        (["--ouput", "x"], "unknown option '--ouput'; did you mean '--output'"),
-        (["--output", "x.png"], "the plot goes beside them"),
-        (["--compare", "absent.jsonl"], "cannot read absent.jsonl"),
-        (["--check", "--cells", "no such"], "is in no check's name"),
-    ],
-)
-def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "attention", *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
-
-
-def test_without_a_gpu_it_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["bench", "attention"]) == 2
-    assert (
-        "needs an NVIDIA GPU and none is visible to torch; --check works without one"
-        in capsys.readouterr().err
-    )
-
-
 def test_every_benchmark_has_a_main() -> None:
     import importlib
 

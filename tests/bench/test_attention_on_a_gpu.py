@@ -36,7 +36,7 @@ def test_cells_of_each_section(tmp_path: Path) -> None:
 
 
 def test_host_time_is_not_measured() -> None:
-    """A launch that takes the host longer than one sweep takes, as on a busy machine, costs a sample nothing."""
+    """A launch that takes the host longer than one sweep, as on a busy machine, costs a sample nothing."""
     import time
 
     import torch

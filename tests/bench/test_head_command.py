@@ -8,7 +8,6 @@ from lit_eff.bench import head, head_checks
 from lit_eff.bench.checks import run_jobs
 from lit_eff.bench.head_exits import PLANS
 from lit_eff.bench.head_loss import LossCell, peers
-from lit_eff.cli.main import main
 
 
 def test_the_grid_is_the_goals() -> None:
@@ -33,29 +32,6 @@ def test_flop_floors_of_the_training_step() -> None:
     assert floors["rotational, 1 extra exit"] == pytest.approx(1.27, abs=0.005)
     assert floors["all 12 exits"] == pytest.approx(1 + 11 * 0.272, abs=0.02)
     assert {exits[0] for exits in PLANS[1].steps} == set(range(11))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--only", "los"], "invalid choice: 'los'"),
-        (["--cells", "2 exits", "13"], "--cells '13' is in no cell's name; the cells: 1 exit; 3 exits;"),
-        (["--check", "--cells", "no such"], "is in no check's name"),
-    ],
-)
-def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "head", *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
-
-
-def test_without_a_gpu_it_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["bench", "head"]) == 2
-    assert "needs an NVIDIA GPU and none is visible to torch" in capsys.readouterr().err
 
 
 def test_a_wrong_gradient_fails(monkeypatch: pytest.MonkeyPatch) -> None:
