@@ -31,6 +31,8 @@ def linear_softmax_topk(hidden_NC: Tensor, weight_VC: Tensor) -> tuple[Tensor, T
 
 @functools.cache
 def compiled_peer() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Compiled for each cell: beyond a limit of shapes, which there are more of, it would run eagerly."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(cells()))
     return torch.compile(linear_softmax_topk, dynamic=False)
 
 
