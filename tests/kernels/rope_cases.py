@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_eff.kernels.rope import RotaryTables, rope_cache_write, rope_cache_write_reference, rotary_tables
+from lit_eff.kernels.rope import rope_cache_write, rope_cache_write_reference, rotary_tables
 from tests.kernels.cache_cases import paged
 
 
@@ -83,10 +83,6 @@ def plain(arguments: dict[str, Any], accumulate: torch.dtype = torch.float32) ->
         changed[name] = changed[name].clone()
     q = rope_cache_write_reference(**changed, accumulate=accumulate)
     return q, changed["k_cache"], changed["v_cache"]
-
-
-def no_tables(arguments: dict[str, Any]) -> RotaryTables | None:
-    return arguments.get("tables")
 
 
 CASES = [
