@@ -106,3 +106,27 @@ def check_places(
             f"{name}: positions_BT[{row}, {place}] is {int(positions_BT[row, place])}, "
             f"not one of the {positions} positions of the rotary tables"
         )
+
+
+def check_cache(
+    name: str,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: int,
+    kv_heads: int,
+    head_dim: int,
+    page_table_BP: Tensor | None,
+) -> None:
+    """Shapes of both caches of a layer."""
+    layout = f"({batch}, S, {kv_heads}, {head_dim})"
+    if page_table_BP is not None:
+        layout = f"(pages, page size, {kv_heads}, {head_dim})"
+    fits = k_cache.ndim == 4 and k_cache.shape[2:] == (kv_heads, head_dim)
+    if not fits or (page_table_BP is None and k_cache.shape[0] != batch):
+        raise UserError(f"{name} wants a cache {layout}; got {tuple(k_cache.shape)}")
+    if k_cache.shape != v_cache.shape:
+        raise UserError(
+            f"{name} wants k and v caches of one shape; got {tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
+        )
+    if page_table_BP is not None and k_cache.shape[1] == 0:
+        raise UserError(f"{name}: pages of {tuple(k_cache.shape)} hold no slot")

@@ -13,7 +13,7 @@ from lit_eff.errors import UserError
 from lit_eff.kernels.attention.checks import DTYPES
 from lit_eff.kernels.device import TRITON_INSTALLED
 from lit_eff.kernels.linear.interface import check_beside, runs_kernels
-from lit_eff.kernels.rope.checks import check_head_dim, check_places, check_slots, check_tables
+from lit_eff.kernels.rope.checks import check_cache, check_head_dim, check_places, check_slots, check_tables
 from lit_eff.kernels.rope.reference import RotaryTables, rope_cache_write_reference
 
 if TRITON_INSTALLED:
@@ -155,27 +155,6 @@ def _check(
             raise UserError(f"{NAME}: {name} is {tensor.dtype}, q {q_BTHD.dtype}")
         if tensor.device != q_BTHD.device:
             raise UserError(f"{NAME}: {name} is on {tensor.device}, q on {q_BTHD.device}")
-
-
-def check_cache(
-    name: str,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    batch: int,
-    kv_heads: int,
-    head_dim: int,
-    page_table_BP: Tensor | None,
-) -> None:
-    layout = f"({batch}, S, {kv_heads}, {head_dim})"
-    if page_table_BP is not None:
-        layout = f"(pages, page size, {kv_heads}, {head_dim})"
-    fits = k_cache.ndim == 4 and k_cache.shape[2:] == (kv_heads, head_dim)
-    if not fits or (page_table_BP is None and k_cache.shape[0] != batch):
-        raise UserError(f"{name} wants a cache {layout}; got {_s(k_cache)}")
-    if k_cache.shape != v_cache.shape:
-        raise UserError(f"{name} wants k and v caches of one shape; got {_s(k_cache)} and {_s(v_cache)}")
-    if page_table_BP is not None and k_cache.shape[1] == 0:
-        raise UserError(f"{name}: pages of {_s(k_cache)} hold no slot")
 
 
 def _s(tensor: Tensor) -> str:

@@ -78,6 +78,23 @@ def write_slots(
     cache.index_put_((block_BT[token_BT], place_BT[token_BT]), new_BTKD[token_BT].to(cache.dtype))
 
 
+def prepared(
+    x_BTHD: Tensor,
+    gain_D: Tensor | None,
+    norm_eps: float,
+    tables: RotaryTables | None,
+    position_BT: Tensor,
+    accumulate: torch.dtype,
+) -> Tensor:
+    """Heads normalised and turned in ``accumulate``, rounded to their own dtype."""
+    wide = x_BTHD.to(accumulate)
+    if gain_D is not None:
+        wide = F.rms_norm(wide, wide.shape[-1:], gain_D.to(accumulate), norm_eps)
+    if tables is not None:
+        wide = rotated(wide, tables.cos_MR[position_BT], tables.sin_MR[position_BT])
+    return wide.to(x_BTHD.dtype)
+
+
 def rope_cache_write_reference(
     q_BTHD: Tensor,
     k_BTKD: Tensor,
@@ -108,15 +125,9 @@ def rope_cache_write_reference(
         None if tables is None else tables.cos_MR.shape[0],
     )
 
-    def prepared(x: Tensor, gain_D: Tensor | None) -> Tensor:
-        wide = x.to(accumulate)
-        if gain_D is not None:
-            wide = F.rms_norm(wide, wide.shape[-1:], gain_D.to(accumulate), norm_eps)
-        if tables is not None:
-            at_BT = torch.where(token_BT, position_BT, 0)
-            wide = rotated(wide, tables.cos_MR[at_BT], tables.sin_MR[at_BT])
-        return wide.to(x.dtype)
-
-    write_slots(k_cache, prepared(k_BTKD, k_norm_D), slot_BT, token_BT, page_table_BP)
+    turns = (norm_eps, tables, torch.where(token_BT, position_BT, 0), accumulate)
+    k_BTKD = prepared(k_BTKD, k_norm_D, *turns)
+    write_slots(k_cache, k_BTKD, slot_BT, token_BT, page_table_BP)
     write_slots(v_cache, v_BTKD, slot_BT, token_BT, page_table_BP)
-    return torch.where(token_BT[:, :, None, None], prepared(q_BTHD, q_norm_D), 0).contiguous()
+    q_BTHD = prepared(q_BTHD, q_norm_D, *turns)
+    return torch.where(token_BT[:, :, None, None], q_BTHD, 0).contiguous()
