@@ -1,4 +1,4 @@
-"""Propagation in the interpreter: values, the bits of the layers' own kernels, what is left alone, refusals."""
+"""Propagation in the interpreter: values, bits of the layers' own kernels, what is left alone and refused."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from hypothesis import strategies as st
 
 from lit_eff.errors import UserError
 from lit_eff.kernels.linear import Norm
-from lit_eff.kernels.linear.io_model import LinearShape
-from lit_eff.kernels.linear.plan import Plan
 from lit_eff.kernels.propagate import propagate, propagate_reference
-from lit_eff.kernels.propagate.io_model import PropagateShape, propagate_traffic
 from lit_eff.kernels.rope import rotary_tables
 from lit_eff.models.cache import KVCache
 from lit_eff.models.config import ModelConfig
 from lit_eff.models.layers import inverse_frequencies
 from lit_eff.models.transformer import LayerContext, Transformer
-from lit_eff.profiling.counted import count_traffic
-from tests.kernels.counting import requested
 from tests.kernels.propagate_cases import CASES, PropagateCase, exact, layer_by_layer, run, with_caches
 
 F16, F32 = torch.float16, torch.float32
@@ -192,63 +187,6 @@ def test_what_is_no_token_is_left_out(k_norm: bool) -> None:
         changed = {tuple(place[1:3]) for place in (~same).nonzero().tolist()}
         assert changed == {(int(arguments["page_table_BP"][4, 1]), 0)}
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
-
-
-def shape_of(case: PropagateCase, arguments: dict[str, Any]) -> PropagateShape:
-    """Of float32 tensors."""
-    counts_B = arguments.get("query_lengths_B", torch.full((case.batch,), case.queries))
-    product = LinearShape(
-        case.batch * case.queries,
-        case.channels,
-        2 * case.kv_heads * case.head_dim,
-        input_bytes=4,
-        weight_bytes=4,
-        output_bytes=4,
-        bias_bytes=4 * case.bias,
-        gain_bytes=4 * (case.norm in ("rms", "layer")),
-        shift_bytes=4 * (case.norm == "layer"),
-        norm=case.norm is not None,
-        centered=case.norm == "layer",
-    )
-    tokens_BT = torch.arange(case.queries) < counts_B[:, None]
-    return PropagateShape(
-        case.layers,
-        product,
-        case.kv_heads,
-        case.head_dim,
-        case.rotary,
-        tuple(tokens_BT.flatten().tolist()),
-        query_length_bytes=4 * ("query_lengths_B" in arguments),
-        position_bytes=8 * case.positions,
-        page_bytes=4 * (case.page > 0),
-        k_norm_bytes=4 * case.k_norm,
-    )
-
-
-@pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("case", [*CASES, PropagateCase(batch=9, page=4)], ids=str)
-def test_counts_are_as_modelled(case: PropagateCase, planned: Plan) -> None:
-    arguments = case.draw(F32)
-    if case.batch == 9:  # two row tiles, of which the first has no token
-        arguments["query_lengths_B"] = torch.tensor(8 * [0] + [1], dtype=torch.int32)
-    with count_traffic() as launches:
-        run(arguments)
-    modelled = propagate_traffic(shape_of(case, arguments), planned)
-    for count, traffic in zip(launches, modelled, strict=True):
-        assert requested(count, "loads") == traffic.reads
-        assert requested(count, "stores") == traffic.writes
-        assert count.atomic_bytes == 0
-
-
-@pytest.mark.usefixtures("interpreter")
-def test_without_an_exit_no_weight_is_read() -> None:
-    case = PropagateCase()
-    arguments = case.draw(F32) | {"query_lengths_B": torch.zeros(3, dtype=torch.int32)}
-    with count_traffic() as launches:
-        found = run(arguments)
-    assert set(requested(launches[0], "loads")) == {"lengths", "query_lengths"}
-    for got, name in zip(found, ("k_cache", "v_cache"), strict=True):
-        assert torch.equal(got, arguments[name])
 
 
 @pytest.mark.usefixtures("interpreter")
