@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lit_eff.errors import UserError
 from lit_eff.kernels.linear import Norm
 from lit_eff.kernels.propagate import propagate, propagate_reference
+from lit_eff.kernels.rope import call as rope_call
 from lit_eff.kernels.rope import rotary_tables
 from lit_eff.models.cache import KVCache
 from lit_eff.models.config import ModelConfig
@@ -45,6 +46,16 @@ def test_float16(case: PropagateCase) -> None:
     for got, expected, theirs, true in zip(*found, strict=True):
         assert torch.equal(got, expected)
         assert (got - true).abs().max() <= 2 * (theirs - true).abs().max() + 1e-3
+
+
+@pytest.mark.usefixtures("row_exact_interpreter")
+def test_many_key_heads() -> None:
+    """More than a program of the second launch takes."""
+    arguments = PropagateCase(kv_heads=3, head_dim=16, rotary=16, k_norm=True, page=4).draw(F32)
+    with mock.patch.object(rope_call, "TILE", 8):
+        found = run(arguments)
+    for got, expected in zip(found, with_caches(layer_by_layer, arguments), strict=True):
+        assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.usefixtures("row_exact_interpreter")
@@ -117,7 +128,7 @@ def test_it_is_what_the_model_computes() -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layers=st.integers(1, 3),
     batch=st.integers(1, 4),

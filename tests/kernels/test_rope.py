@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.with_cache import attention_with_cache
 from lit_eff.kernels.rope import RotaryTables, rope_cache_write, rotary_tables
+from lit_eff.kernels.rope import call as rope_call
 from lit_eff.kernels.rope.io_model import RopeShape, rope_traffic
 from lit_eff.models.config import ModelConfig
 from lit_eff.models.layers import inverse_frequencies, rotary_table, rotate
@@ -24,7 +26,14 @@ from tests.kernels.rope_cases import CASES, RopeCase, plain, run
 F16, F32 = torch.float16, torch.float32
 
 
-@pytest.mark.usefixtures("interpreter", "poisoned")
+@pytest.fixture(params=[16, 512], ids=lambda pairs: f"{pairs} pairs")
+def tile(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With few pairs, a token's queries, keys and values take several programs each."""
+    with mock.patch.object(rope_call, "TILE", request.param):
+        yield
+
+
+@pytest.mark.usefixtures("interpreter", "poisoned", "tile")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32_matches_float64(case: RopeCase) -> None:
     """q and both caches, of which nothing but the tokens' slots changes."""
@@ -94,7 +103,7 @@ def test_attention_finds_what_was_written() -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 3),
     queries=st.integers(1, 5),
@@ -201,6 +210,19 @@ def test_what_is_no_token_is_left_out(tables: bool) -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
+def test_a_page_past_the_last_is_none() -> None:
+    arguments = RopeCase(page=4).draw(F32)
+    arguments["page_table_BP"][0] = pages = arguments["k_cache"].shape[0] - 1
+    pools = [arguments[name].clone() for name in ("k_cache", "v_cache")]
+    caches = {name: pool[:pages] for name, pool in zip(("k_cache", "v_cache"), pools, strict=True)}
+    with mock.patch("lit_eff.kernels.rope.interface.check_places"):
+        q = rope_cache_write(**(arguments | caches))
+    for pool, name in zip(pools, ("k_cache", "v_cache"), strict=True):
+        torch.testing.assert_close(pool[pages], arguments[name][pages], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(q, run(arguments)[0])
+
+
+@pytest.mark.usefixtures("interpreter")
 def test_infinities_stay_in_their_channels() -> None:
     """Those that do not turn, that is."""
     arguments = RopeCase(rotary=16).draw(F32)
@@ -212,7 +234,7 @@ def test_infinities_stay_in_their_channels() -> None:
     assert q[..., 20:].isfinite().all()
 
 
-@pytest.mark.usefixtures("interpreter")
+@pytest.mark.usefixtures("interpreter", "tile")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_counts_are_as_modelled(case: RopeCase) -> None:
     arguments = case.draw(F32)
