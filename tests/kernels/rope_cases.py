@@ -5,17 +5,23 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from lit_eff.kernels.rope import call as rope_call
 from lit_eff.kernels.rope import rope_cache_write, rope_cache_write_reference, rotary_tables
+from lit_eff.kernels.rope.call import TILE
 from tests.kernels.cache_cases import paged
 
 
 @dataclass(frozen=True)
 class RopeCase:
-    """Sizes and features of one call; ``rotary`` channels turn, 0 is none; ``page`` is the page size."""
+    """Sizes and features of one call; ``rotary`` channels turn, 0 is none; ``page`` is the page size.
+
+    ``tile`` pairs of channels a program takes: if few, a token's queries, keys and values have several each.
+    """
 
     batch: int = 3
     queries: int = 4
@@ -28,6 +34,7 @@ class RopeCase:
     ragged: bool = False
     positions: bool = False
     norm: bool = False
+    tile: int = TILE
 
     def draw(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
         """All arguments; q, k and v are views of one fused projection."""
@@ -66,10 +73,12 @@ class RopeCase:
         return paged(arguments, self.page) if self.page else arguments
 
 
-def run(arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def run(arguments: dict[str, Any], tile: int = TILE) -> tuple[Tensor, Tensor, Tensor]:
     """q, then both caches, of which the call gets copies."""
     caches = {name: arguments[name].clone() for name in ("k_cache", "v_cache")}
-    return rope_cache_write(**(arguments | caches)), caches["k_cache"], caches["v_cache"]
+    with mock.patch.object(rope_call, "TILE", tile):
+        q = rope_cache_write(**(arguments | caches))
+    return q, caches["k_cache"], caches["v_cache"]
 
 
 def plain(arguments: dict[str, Any], accumulate: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -96,4 +105,5 @@ CASES = [
     RopeCase(heads=20, kv_heads=1, head_dim=128, rotary=64, page=16, ragged=True, positions=True),
     RopeCase(heads=12, kv_heads=12, ragged=True, positions=True, norm=True),
     RopeCase(rotary=0, norm=True, page=4),
+    RopeCase(heads=5, kv_heads=3, norm=True, page=7, tile=32),
 ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from lit_eff.kernels.linear import call as linear_call
 from lit_eff.kernels.linear.io_model import LinearShape
 from lit_eff.kernels.linear.plan import Plan
 from lit_eff.kernels.propagate.io_model import PropagateShape, propagate_traffic
 from lit_eff.profiling.counted import count_traffic
 from tests.kernels.counting import requested
+from tests.kernels.linear_cases import PLANS
 from tests.kernels.propagate_cases import CASES, PropagateCase, run
 
 F32 = torch.float32
@@ -48,15 +51,19 @@ def shape_of(case: PropagateCase, arguments: dict[str, Any]) -> PropagateShape:
     )
 
 
+LANES, LANE = PLANS
+COUNTED = [*((case, LANE) for case in CASES), (CASES[0], LANES), (PropagateCase(batch=9, page=4), LANES)]
+
+
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("case", [*CASES, PropagateCase(batch=9, page=4)], ids=str)
-def test_counts_are_as_modelled(case: PropagateCase, planned: Plan) -> None:
+@pytest.mark.parametrize(("case", "plan"), COUNTED, ids=str)
+def test_counts_are_as_modelled(case: PropagateCase, plan: Plan) -> None:
     arguments = case.draw(F32)
     if case.batch == 9:  # two row tiles, of which the first has no token
         arguments["query_lengths_B"] = torch.tensor(8 * [0] + [1], dtype=torch.int32)
-    with count_traffic() as launches:
+    with mock.patch.object(linear_call, "plan_of", return_value=plan), count_traffic() as launches:
         run(arguments)
-    modelled = propagate_traffic(shape_of(case, arguments), planned)
+    modelled = propagate_traffic(shape_of(case, arguments), plan)
     for count, traffic in zip(launches, modelled, strict=True):
         assert requested(count, "loads") == traffic.reads
         assert requested(count, "stores") == traffic.writes

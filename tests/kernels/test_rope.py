@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -26,19 +25,12 @@ from tests.kernels.rope_cases import CASES, RopeCase, plain, run
 F16, F32 = torch.float16, torch.float32
 
 
-@pytest.fixture(params=[16, 512], ids=lambda pairs: f"{pairs} pairs")
-def tile(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With few pairs, a token's queries, keys and values take several programs each."""
-    with mock.patch.object(rope_call, "TILE", request.param):
-        yield
-
-
-@pytest.mark.usefixtures("interpreter", "poisoned", "tile")
+@pytest.mark.usefixtures("interpreter", "poisoned")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32_matches_float64(case: RopeCase) -> None:
     """q and both caches, of which nothing but the tokens' slots changes."""
     arguments = case.draw(F32)
-    for got, expected in zip(run(arguments), plain(arguments, torch.float64), strict=True):
+    for got, expected in zip(run(arguments, case.tile), plain(arguments, torch.float64), strict=True):
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
@@ -234,14 +226,14 @@ def test_infinities_stay_in_their_channels() -> None:
     assert q[..., 20:].isfinite().all()
 
 
-@pytest.mark.usefixtures("interpreter", "tile")
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_counts_are_as_modelled(case: RopeCase) -> None:
     arguments = case.draw(F32)
     for name in ("q_BTHD", "k_BTKD", "v_BTKD"):  # as views of one projection they would be counted as one
         arguments[name] = arguments[name].clone()
     with count_traffic() as launches:
-        run(arguments)
+        run(arguments, case.tile)
     counts_B = arguments.get("query_lengths_B")
     shape = RopeShape(
         case.batch,
@@ -257,7 +249,8 @@ def test_counts_are_as_modelled(case: RopeCase) -> None:
         page_bytes=4 * (case.page > 0),
         gain_bytes=4 * case.norm,
     )
-    modelled = rope_traffic(shape)
+    with mock.patch.object(rope_call, "TILE", case.tile):
+        modelled = rope_traffic(shape)
     assert requested(launches[0], "loads") == modelled.reads
     assert requested(launches[0], "stores") == modelled.writes
     assert launches[0].atomic_bytes == 0
