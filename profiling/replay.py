@@ -18,7 +18,9 @@ from lit_eff.profiling.launch import Launch
 
 ALIGNMENT = 16  # bytes; Triton compiles another kernel for pointers that are not multiples of it
 
-Source = Callable[[Sequence[Tensor | None]], Any]  # makes one argument from a call's tensors
+APART = 512  # bytes, from one workspace to the next: as far as PyTorch's own allocations
+
+Source = Callable[[Sequence[Any]], Any]  # makes one argument from a call's tensors and addresses
 _recording = threading.local()
 
 
@@ -67,7 +69,7 @@ class LaunchCache:
         tensors = [*inputs, *outputs]
         kept = self._kept.get(signature)
         if kept is not None:
-            kept.run(tensors)
+            kept.run(tensors, first.device)
             return
         made: list[Tensor] = []
         _recording.made = made
@@ -101,6 +103,18 @@ class _CannotReplayError(Exception):
     """The launches use other memory than a call's and workspaces, or run in the interpreter."""
 
 
+class _Address:
+    """What a launch asks of a tensor. Workspaces are parts of one block: a tensor each costs more to make."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
 class _Replay:
     """Compiled launches whose tensors are holes, filled from a call's tensors and new workspaces."""
 
@@ -113,9 +127,11 @@ class _Replay:
     ) -> None:
         """``tensors`` are the call's own, the first ``given`` of them, and then the workspaces."""
         places = {id(tensor): place for place, tensor in enumerate(tensors) if tensor is not None}
-        self._workspaces = [
-            (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors[given:] if tensor is not None
-        ]
+        self._offsets, self._bytes = [], 0
+        for tensor in tensors[given:]:
+            assert tensor is not None
+            self._offsets.append(self._bytes)
+            self._bytes += -(-tensor.nbytes // APART) * APART
         self._steps: list[tuple[Callable[..., Any], list[Any], list[tuple[int, Source]]]] = []
         for launch, kernel in zip(launches, compiled, strict=True):
             if kernel is None:  # what the interpreter returns
@@ -129,14 +145,17 @@ class _Replay:
                     values[position] = None
             self._steps.append((kernel[(*launch.grid, 1, 1)[:3]], values, holes))
 
-    def run(self, tensors: Sequence[Tensor | None]) -> None:
-        made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in self._workspaces]
-        tensors = [*tensors, *made]
+    def run(self, tensors: Sequence[Tensor | None], device: torch.device) -> None:
+        """``tensors`` are the call's own; everything runs on the current stream of ``device``."""
+        block = torch.empty_strided((self._bytes,), (1,), dtype=torch.uint8, device=device)
+        start = block.data_ptr()
+        holders = [*tensors, *(_Address(start + offset) for offset in self._offsets)]
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
         for runner, values, holes in self._steps:
             arguments = values.copy()
             for position, source in holes:
-                arguments[position] = source(tensors)
-            runner(*arguments)
+                arguments[position] = source(holders)
+            runner(*arguments, stream=stream)
 
 
 def _source(value: Any, places: dict[int, int]) -> Source | None:
@@ -148,7 +167,7 @@ def _source(value: Any, places: dict[int, int]) -> Source | None:
         place = _place(base, places)
         kind, kept = type(value), {name: part for name, part in vars(value).items() if name != "base"}
 
-        def descriptor(tensors: Sequence[Tensor | None]) -> Any:
+        def descriptor(tensors: Sequence[Any]) -> Any:
             made = object.__new__(kind)
             made.__dict__.update(kept, base=tensors[place])
             return made

@@ -18,13 +18,14 @@ import torch
 import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lit_eff.kernels.attention import backward, forward
 from lit_eff.kernels.attention.call import AttentionCall, addressable
 from lit_eff.kernels.attention.paths import Path, forced_path, path_of
 from lit_eff.kernels.attention.tiles import forced_tiles
 from lit_eff.profiling.launch import Launch
-from lit_eff.profiling.replay import LaunchCache
+from lit_eff.profiling.replay import LaunchCache, workspace
 
 # Triton reads TRITON_INTERPRET when a kernel is decorated, that is when this package was imported.
 INTERPRETED = not isinstance(forward.attention_forward_kernel, triton.JITFunction)
@@ -93,17 +94,21 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _empty_outputs(q_BTHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, queries, heads, _head_dim = q_BTHD.shape
-    out_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
-    return out_BTHD, torch.empty((batch, heads, queries), dtype=torch.float32, device=q_BTHD.device)
+    lse_BHT = torch.empty((batch, heads, queries), dtype=torch.float32, device=q_BTHD.device)
+    return _empty_like(q_BTHD), lse_BHT
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    """Contiguous; quicker to make than from a shape."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _backward(
     dout_BTHD: Tensor, dlse_BHT: Tensor | None, out_BTHD: Tensor, lse_BHT: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = [
-        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in arguments[:3]
-    ]
-    delta_BHT = torch.empty_like(lse_BHT)
+    gradients = [_empty_like(tensor) for tensor in arguments[:3]]
+    # d(sinks) needs it afterwards
+    kept_delta_BHT = None if arguments[SINKS] is None else torch.empty_like(lse_BHT)
     dout_BTHD = addressable(dout_BTHD)
     dlse_BHT = None if dlse_BHT is None else dlse_BHT.contiguous()
 
@@ -112,19 +117,23 @@ def _backward(
         build: Callable[..., list[Launch]] = backward.backward_launches
         if path_of(call, backward=True).name == "hopper":
             from lit_eff.kernels.attention.hopper.backward import backward_launches as build
+        delta_BHT = kept_delta_BHT
+        if delta_BHT is None:
+            delta_BHT = workspace(lse_BHT.shape, torch.float32, lse_BHT.device)
         return build(call, out_BTHD, lse_BHT, dout_BTHD, dlse_BHT, delta_BHT, *gradients)
 
     with _on_device_of(out_BTHD):
         key = ("backward", forced_path(), forced_tiles(), *arguments[SAVED:])
         inputs = (*arguments[:SAVED], out_BTHD, lse_BHT, dout_BTHD, dlse_BHT)
-        LAUNCHES.run(key, inputs, (delta_BHT, *gradients), launches)
+        outputs = gradients if kept_delta_BHT is None else (*gradients, kept_delta_BHT)
+        LAUNCHES.run(key, inputs, outputs, launches)
     dq_BTHD, dk_BSKD, dv_BSKD = gradients
-    return dq_BTHD, dk_BSKD, dv_BSKD, _sinks_gradient(arguments[SINKS], lse_BHT, delta_BHT)
+    return dq_BTHD, dk_BSKD, dv_BSKD, _sinks_gradient(arguments[SINKS], lse_BHT, kept_delta_BHT)
 
 
-def _sinks_gradient(sinks_H: Tensor | None, lse_BHT: Tensor, delta_BHT: Tensor) -> Tensor:
+def _sinks_gradient(sinks_H: Tensor | None, lse_BHT: Tensor, delta_BHT: Tensor | None) -> Tensor:
     """A sink's weight is exp(sink - lse), its value zero: dS = P * (0 - delta), summed over queries."""
-    if sinks_H is None:
+    if sinks_H is None or delta_BHT is None:
         return lse_BHT.new_empty(0)
     # A query without keys beside a sink of -inf has no weight there either: -inf minus -inf is NaN.
     weights_BHT = torch.exp(sinks_H[:, None] - lse_BHT).nan_to_num(nan=0.0)
@@ -172,6 +181,10 @@ def _differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _below_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q_BTHD = arguments[0]
+    plain = type(q_BTHD) is Tensor and not torch._is_functional_tensor(q_BTHD)
+    if q_BTHD.is_cuda and plain and not is_in_torch_dispatch_mode():
+        return _forward(*arguments)  # where the dispatcher would come to, after 20 microseconds
     with torch._C._AutoDispatchBelowAutograd():
         return attention_forward(*arguments)  # type: ignore[no-any-return]
 

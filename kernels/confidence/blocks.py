@@ -54,7 +54,7 @@ def confidence_blocks_kernel(
     o_n = i_n * ROWS + tl.arange(0, ROWS)
     m_n = o_n < rows
     b_mean, b_rstd = None, None
-    if norm.epsilon is not None:
+    if CENTERED is not None:
         b_mean, b_rstd = statistics(x, norm.epsilon, o_n, m_n, channels, ROWS, CENTERED)
     b_logits = products(
         x, weight, scales, norm, b_mean, b_rstd, o_n, m_n, o_weight, channels,

@@ -18,18 +18,11 @@ class Matrix(NamedTuple):
 
 
 class RowNorm(NamedTuple):
-    """Gain and shift (C,), contiguous, either of them None, and what is added to the variance.
-
-    Without an epsilon there is no norm. Kernels ask for that, not whether the group is None: Triton 3.6
-    cannot compare a group with None that holds a None.
-    """
+    """Gain and shift (C,), contiguous, either of them None, and what is added to the variance."""
 
     gain: Any
     shift: Any
-    epsilon: float | None
-
-
-NO_NORM = RowNorm(None, None, None)
+    epsilon: float
 
 
 class Scales(NamedTuple):

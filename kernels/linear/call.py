@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_eff.kernels.device import capability_of
-from lit_eff.kernels.linear.arguments import NO_NORM, Matrix, RowNorm, Scales
+from lit_eff.kernels.linear.arguments import Matrix, RowNorm, Scales
 from lit_eff.kernels.linear.plan import ROW_TILE, Plan, plan_of
 from lit_eff.kernels.linear.reference import Norm
 
@@ -61,12 +61,12 @@ class Product:
 
     def arguments(self) -> dict[str, Any]:
         """What `tile.products` and `norm.statistics` take."""
-        plan, scales = self.plan, self.scales_OS
+        plan, norm, scales = self.plan, self.norm, self.scales_OS
         return {
             "x": matrix(self.x_NC),
             "weight": matrix(self.weight_OC),
             "scales": None if scales is None else Scales(*matrix(scales), self.channels // scales.shape[1]),
-            "norm": _row_norm(self.norm),
+            "norm": None if norm is None else RowNorm(_packed(norm.weight_C), _packed(norm.bias_C), norm.eps),
             "rows": self.rows,
             "channels": self.channels,
             "ROWS": ROW_TILE,
@@ -74,12 +74,9 @@ class Product:
             "LANES": plan.lanes,
             "CHUNK": plan.chunk,
             "EVEN": self.channels % (plan.lanes * plan.chunk) == 0,
-            "CENTERED": self.norm is not None and self.norm.centered,
+            # Asked instead of the group: Triton 3.6 cannot compare a group that holds a None.
+            "CENTERED": None if norm is None else norm.centered,
         }
-
-
-def _row_norm(norm: Norm | None) -> RowNorm:
-    return NO_NORM if norm is None else RowNorm(_packed(norm.weight_C), _packed(norm.bias_C), norm.eps)
 
 
 def _packed(vector: Tensor | None) -> Tensor | None:

@@ -28,7 +28,7 @@ def output_tile(
     o_n = i_n * ROWS + tl.arange(0, ROWS)
     m_n = o_n < rows
     b_mean, b_rstd = None, None
-    if norm.epsilon is not None:
+    if CENTERED is not None:
         b_mean, b_rstd = statistics(x, norm.epsilon, o_n, m_n, channels, ROWS, CENTERED)
     o_weight = weight_rows(i_o, outputs, BLOCK_O, ACTIVATION)
     b_y = products(

@@ -53,8 +53,8 @@ def products(
     """Rows ``o_o`` of the weight times rows ``o_n`` of the input: (BLOCK_O, ROWS) in float32.
 
     ``o_o`` are any rows that exist. Rows of the input that ``m_n`` masks off are not requested and count as
-    zero. EVEN says that steps fill the channels. Unless ``norm`` is off the input is normalised as it is
-    read, by what `norm.statistics` found, and rounded to its own dtype.
+    zero. EVEN says that steps fill the channels. With ``norm`` the input is normalised as it is read, by
+    what `norm.statistics` found, and rounded to its own dtype; without, both statistics are None.
     """
     STEP: tl.constexpr = LANES * CHUNK
     o_c = channels_of(LANES, CHUNK)
@@ -77,7 +77,7 @@ def products(
             b_x = tl.load(p_x, mask=m_c & m_x, other=0.0)
         p_weight += STEP * weight.stride_column
         p_x += STEP * x.stride_column
-        if norm.epsilon is not None:
+        if b_rstd is not None:
             b_x = normalised(b_x, norm, along_rows(b_mean, LANES), along_rows(b_rstd, LANES), c + o_c, m_c)
         b_x = tl.trans(b_x) if LANES == 1 else tl.permute(b_x, 0, 2, 1)
         b_weight = b_weight.to(b_x.dtype)  # from int8 exactly

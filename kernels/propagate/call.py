@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lit_eff.kernels.linear.arguments import Matrix
+from lit_eff.kernels.linear.arguments import Matrix, RowNorm
 from lit_eff.kernels.linear.call import Product
 from lit_eff.kernels.linear.plan import Plan
 from lit_eff.kernels.linear.reference import Norm
@@ -20,6 +20,9 @@ from lit_eff.kernels.propagate.keys import cached_keys_kernel
 from lit_eff.kernels.rope.call import RowSlots, angles_of, block_heads, block_pairs, rotary_pairs
 from lit_eff.kernels.rope.reference import RotaryTables
 from lit_eff.profiling.launch import Launch
+
+
+NO_NORM = RowNorm(None, None, 0.0)  # has fields, as the kernel moves them on to its layer
 
 
 class LayerCaches(NamedTuple):
@@ -78,9 +81,11 @@ class PropagateCall:
         plan, early = self.plan, self.product.early
         width = self.weight_LOC.shape[1] // 2
         stride_layer, *strides = self.weight_LOC.stride()
+        product = self.product.arguments()
         arguments = {
-            **self.product.arguments(),
+            **product,
             **self.shared_arguments(),
+            "norm": product["norm"] or NO_NORM,
             "weight": Matrix(self.weight_LOC, *strides),
             "stride_layer": stride_layer,
             "p_bias": self.bias_LO,

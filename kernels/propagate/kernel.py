@@ -53,7 +53,7 @@ def layer_tile(
     HALF: tl.constexpr = BLOCK_O // 2
     WIDTH: tl.constexpr = KV_HEADS * HEAD_DIM
     b_mean, b_rstd = None, None
-    if norm.epsilon is not None:
+    if CENTERED is not None:
         b_mean, b_rstd = statistics(x, norm.epsilon, o_n, m_n, channels, ROWS, CENTERED)
     o_both = tl.arange(0, BLOCK_O)
     o_head, o_pair, _ = tile_pairs(i_o, o_both % HALF, HALF, KV_HEADS, HEAD_DIM)

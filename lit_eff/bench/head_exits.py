@@ -1,8 +1,8 @@
 """What exits cost a training step: GPT-2 124M with 12 exits, beside the same model with none.
 
-This project's own model and fused loss (`recipes/gpt2_small.yaml`'s shape, padded vocabulary), compiled
-blocks, bf16 autocast, fused AdamW, T 1,024, B 16. The rotational curriculum trains one exit beside the last a
-step. Names carry the FLOPs over the step's without exits: the inverse of a ratio that costs nothing else.
+This project's own model and loss (`recipes/gpt2_small.yaml`'s shape, padded vocabulary), compiled blocks,
+bf16 autocast, fused AdamW, T 1,024, B 16. The rotational curriculum trains one exit beside the last a step.
+Names carry the FLOPs over the step's without exits: the inverse of a ratio that costs nothing else.
 
 Shapes: B batch, T length, C model dim, N = B T tokens, V vocabulary, E exits.
 """
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
 from lit_eff.bench.results import Measurement, timed, with_ratios
-from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
 
@@ -78,15 +77,18 @@ class TrainingStep:
 
     def run(self, exits: Sequence[int]) -> Tensor:
         """One optimizer step; the loss, still on the device."""
+        from lit_eff.training.losses import OutputHead, chunked_exit_loss
+
         self.optimizer.zero_grad(set_to_none=True)
         model = self.model
         with torch.autocast("cuda", torch.bfloat16):
             states = model(self.inputs_BT, exits=exits)
-            loss = multi_exit_cross_entropy(
+            loss, _ = chunked_exit_loss(
                 [model.head_norm(x, e).flatten(0, 1) for x, e in zip(states, exits, strict=True)],
-                [model.head_weight(e) for e in exits],
+                [OutputHead(model.head_weight(e), model.head_bias(e)) for e in exits],
                 self.targets_N,
-            ).loss
+                [1 / len(exits)] * len(exits),
+            )
         torch.autograd.backward(loss)
         self.optimizer.step()
         return loss.detach()

@@ -4,8 +4,8 @@ A language model's logits (tokens x vocabulary, for every exit) are far larger t
 model, so they are never held: :func:`chunked_exit_loss` makes a chunk of them at a time, turns it in place
 into the gradient with respect to the logits, and reduces that to gradients of the hidden states and of the
 output matrices during the forward pass. No logit is computed twice, and a chunk that fits the cache makes
-the softmax nearly free on a CPU. :func:`lit_eff.kernels.cross_entropy.multi_exit_cross_entropy` does the same
-with one kernel between the matrix products.
+the softmax nearly free on a CPU. On a GPU :mod:`lit_eff.kernels.cross_entropy` does the same with one kernel
+between the matrix products.
 
 Shape legend: N tokens, C model dim, V vocabulary (or labels), E exits.
 """
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy, obstacle
 from lit_eff.kernels.cross_entropy.checks import position_in
 
 IGNORED = -100
@@ -99,7 +100,8 @@ def chunked_exit_loss(
 ) -> tuple[Tensor, Tensor]:
     """:func:`exit_loss_from_logits` of ``hidden @ weight.T + bias``, without holding the logits.
 
-    Matrix products run in the autocast dtype where autocast is on; the softmax and all sums are float32.
+    On a GPU that can, :func:`lit_eff.kernels.cross_entropy.multi_exit_cross_entropy` runs. Matrix products
+    run in the autocast dtype where autocast is on; the softmax and all sums are float32.
 
     Args:
         hiddens: normed hidden states (N, C) per exit, the last exit last.
@@ -111,6 +113,19 @@ def chunked_exit_loss(
     Returns:
         As :func:`exit_loss_from_logits`. Gradients can be taken once (no double backward).
     """
+    if _fuses(hiddens[0]):
+        losses = multi_exit_cross_entropy(
+            hiddens,
+            [head.weight_VC for head in heads],
+            targets_N,
+            bias_V=[head.bias_V for head in heads],
+            exit_weights=weights,
+            softcap=softcap,
+            distillation=0.0 if distillation is None else distillation.share,
+            temperature=1.0 if distillation is None else distillation.temperature,
+            chunk=chunk,
+        )
+        return losses.loss, losses.nll_E
     matrices: list[Tensor] = []
     biases: list[Tensor] = []
     matrix_of, bias_of = [], []
@@ -133,6 +148,11 @@ def chunked_exit_loss(
             plan, targets_N, *hiddens, *matrices, *biases
         )
     return total, nll_E
+
+
+def _fuses(hidden: Tensor) -> bool:
+    """Whether the kernels take the loss: on a GPU that they run on, but for float64."""
+    return hidden.is_cuda and hidden.dtype != torch.float64 and obstacle(hidden.device) is None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def test_error_is_at_most_twice_torchs(case: LossCase, dtype: torch.dtype) -> No
         assert one.dtype == dtype
         assert torch.equal(one, same)
         true = other.double()
-        allowed = 2 * (yardstick.double() - true).norm() + 1e-3 * true.norm() + 1e-6
+        # Of a vocabulary of one the gradient is zero, that is its softmax less one, up to rounding.
+        allowed = 2 * (yardstick.double() - true).norm() + 1e-3 * true.norm() + 1e-6 * factor
         assert (one.double() - true).norm() <= allowed
 
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy, obstacle
+from lit_eff.kernels.cross_entropy import obstacle
+from lit_eff.training import losses
 from lit_eff.training.losses import (
     Distillation,
     OutputHead,
@@ -186,25 +187,21 @@ def test_statistics() -> None:
 
 
 @pytest.mark.parametrize("distillation", [None, Distillation(0.7, 2.5)])
-def test_the_kernels_agree(distillation: Distillation | None) -> None:
-    """The same loss and gradients from the kernels: compiled where there is a GPU, else interpreted."""
+def test_the_kernels_take_its_place(
+    monkeypatch: pytest.MonkeyPatch, distillation: Distillation | None
+) -> None:
+    """The same loss and gradients behind the same signature: compiled on a GPU, else interpreted."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if obstacle(device) is not None:
+        pytest.skip("the kernels are compiled here; test_cross_entropy_gpu tests them")
     case = Case(torch.float32, softcap=3.0, device=device)
+    monkeypatch.setattr(losses, "_fuses", lambda hidden: False)
     loss, nll_E = case.chunked(distillation=distillation, chunk=16)
     expected = torch.autograd.grad(loss, case.parameters)
-    taught = {} if distillation is None else {"distillation": 0.7, "temperature": 2.5}
-    ours = multi_exit_cross_entropy(
-        case.hiddens,
-        [head.weight_VC for head in case.heads],
-        case.targets,
-        bias_V=[head.bias_V for head in case.heads],
-        exit_weights=case.weights,
-        softcap=case.softcap,
-        chunk=16,
-        **taught,
-    )
-    assert obstacle(device) is None
-    torch.testing.assert_close(ours.loss, loss)
-    torch.testing.assert_close(ours.nll_E, nll_E)
-    for one, other in zip(torch.autograd.grad(ours.loss, case.parameters), expected, strict=True):
+    monkeypatch.setattr(losses, "_fuses", lambda hidden: True)
+    fused, fused_nll_E = case.chunked(distillation=distillation, chunk=16)
+    assert type(fused.grad_fn) is not type(loss.grad_fn)
+    torch.testing.assert_close(fused, loss)
+    torch.testing.assert_close(fused_nll_E, nll_E)
+    for one, other in zip(torch.autograd.grad(fused, case.parameters), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
