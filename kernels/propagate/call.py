@@ -21,7 +21,6 @@ from lit_eff.kernels.rope.call import RowSlots, angles_of, block_heads, block_pa
 from lit_eff.kernels.rope.reference import RotaryTables
 from lit_eff.profiling.launch import Launch
 
-
 NO_NORM = RowNorm(None, None, 0.0)  # has fields, as the kernel moves them on to its layer
 
 
