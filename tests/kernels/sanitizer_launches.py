@@ -14,6 +14,10 @@ from lit_eff.kernels.attention import attention, attention_varlen
 from lit_eff.kernels.attention.paths import use_path
 from lit_eff.kernels.attention.with_cache import attention_with_cache
 from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
+from lit_eff.kernels.linear import Norm
+from lit_eff.kernels.propagate import propagate
+from lit_eff.kernels.rope import rope_cache_write, rotary_tables
+from lit_eff.kernels.swiglu import swiglu
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -77,6 +81,30 @@ def losses() -> None:
     print("losses", flush=True)
 
 
+def writes() -> None:
+    """Rotation with cache write and propagation, into pages, of tokens that fit and of some that do not."""
+    lengths = torch.tensor([0, 250, 37], dtype=torch.int32).cuda()
+    table = torch.randperm(12, dtype=torch.int32).reshape(3, 4).cuda()
+    table[2, 0] = 99
+    tables = rotary_tables(torch.ones(20).cuda(), 253)
+    caches = [draw(2, 12, 64, 2, 80).detach() for _ in range(2)]
+    qkv = draw(3, 9, 9, 80).detach()
+    q, k, v = qkv.split([5, 2, 2], dim=2)  # type: ignore[no-untyped-call]
+    where = {"tables": tables, "page_table_BP": table}
+    rope_cache_write(q, k, v, caches[0][0], caches[1][0], lengths, q_norm_D=k[0, 0, 0], **where)
+    hidden, weight, gain = (each.detach() for each in (draw(3, 9, 200), draw(2, 320, 200), draw(2, 80)))
+    counts = torch.tensor([9, 9, 4], dtype=torch.int32).cuda()
+    propagate(hidden, weight, *caches, lengths, norm=Norm(), query_lengths_B=counts, k_norm_LD=gain, **where)
+    print("writes", flush=True)
+
+
+def activations() -> None:
+    gate, up = draw(33, 1000), draw(33, 1000)
+    torch.autograd.grad(swiglu(gate, up), (gate, up), draw(33, 1000).detach())
+    torch.autograd.grad(swiglu(gate), gate, draw(33, 500).detach())
+    print("activations", flush=True)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for head_dim in (64, 128):
@@ -88,4 +116,6 @@ if __name__ == "__main__":
     features()
     cached()
     losses()
+    writes()
+    activations()
     torch.cuda.synchronize()

@@ -163,7 +163,7 @@ BAD = [
     ({"lengths_B": torch.zeros(2)}, "lengths_B must hold int32 or int64"),
     ({"lengths_B": torch.tensor([-1, 0])}, "row 0 has length -1"),
     ({"lengths_B": torch.tensor([0, 88])}, "row 1 has 88 tokens and 3 query tokens.*90 slots"),
-    ({"max_length": 50}, "more than the max_length 50"),
+    ({"max_length": 50}, "more than the 50 tokens of max_length"),
     ({"max_length": 0}, "max_length 0 must be"),
     ({"query_lengths_B": torch.tensor([1, 4])}, "row 1 has 4 of 3 query"),
     ({"tree_mask_BTT": torch.ones(2, 3, 4, dtype=torch.bool)}, r"shape \(2, 3, 3\)"),

@@ -13,6 +13,14 @@ from torch import Tensor
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.checks import DTYPES, MAX_GRID, head_dim_fault
 from lit_eff.kernels.attention.interface import supports
+from lit_eff.kernels.attention.with_cache.checks import (
+    INTEGERS,
+    Wanted,
+    check_pages,
+    check_rows,
+    check_values,
+    slots_of,
+)
 from lit_eff.kernels.attention.with_cache.reference import attention_with_cache_reference
 from lit_eff.kernels.device import TRITON_INSTALLED
 
@@ -94,17 +102,21 @@ def attention_with_cache(
         "alibi": alibi,
     }
     check_options(q_BTHD, rows, window, softcap, max_length)
-    page_size = k_cache.shape[1]
-    capacity = page_size if page_table_BP is None else page_size * page_table_BP.shape[1]
+    capacity = slots_of(k_cache.shape[1], page_table_BP)
     if query_lengths_B is None and q_BTHD.shape[1] > capacity:
         raise UserError(
             f"attention_with_cache: {q_BTHD.shape[1]} query tokens exceed the {capacity} slots of the cache"
         )
     readable = lengths_B.device.type == "cpu" and not torch.compiler.is_compiling()
     if readable or check_lengths:
-        check_values(q_BTHD, lengths_B, query_lengths_B, capacity, max_length)
+        name, queries = "attention_with_cache", q_BTHD.shape[1]
+        bounds = {"slots of the cache": capacity}
+        if max_length is not None:
+            bounds["tokens of max_length"] = max_length
+        check_values(name, queries, lengths_B, query_lengths_B, bounds)
         if page_table_BP is not None:
-            check_pages(q_BTHD, lengths_B, query_lengths_B, page_table_BP, k_cache, window)
+            pages, page_size = k_cache.shape[:2]
+            check_pages(name, queries, lengths_B, query_lengths_B, page_table_BP, pages, page_size, window)
     if q_BTHD.device.type == "cpu" and not (TRITON_INSTALLED and INTERPRETED):
         return attention_with_cache_reference(
             q_BTHD, k_cache, v_cache, lengths_B,
@@ -189,80 +201,15 @@ def check_options(
     batch, queries, heads, _ = q_BTHD.shape
     if rows["tree_mask_BTT"] is not None and queries > MAX_TREE:
         raise UserError(f"attention_with_cache: a tree of {queries} query tokens; at most {MAX_TREE} fit")
-    integers = (torch.int32, torch.int64)
-    floats = (torch.float16, torch.bfloat16, torch.float32)
-    wanted: dict[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]] = {
-        "lengths_B": ((batch,), integers),
-        "page_table_BP": ((batch, None), integers),
-        "query_lengths_B": ((batch,), integers),
+    wanted: Wanted = {
+        "lengths_B": ((batch,), INTEGERS),
+        "page_table_BP": ((batch, None), INTEGERS),
+        "query_lengths_B": ((batch,), INTEGERS),
         "tree_mask_BTT": ((batch, queries, queries), (torch.bool,)),
-        "sinks": ((heads,), floats),
-        "alibi": ((heads,), floats),
+        "sinks": ((heads,), DTYPES),
+        "alibi": ((heads,), DTYPES),
     }
-    for name, (shape, dtypes) in wanted.items():
-        tensor = rows[name]
-        if tensor is None:
-            continue
-        fits = tensor.ndim == len(shape) and all(
-            want in (None, got) for want, got in zip(shape, tensor.shape, strict=True)
-        )
-        if not fits:
-            words = ", ".join("pages" if size is None else str(size) for size in shape)
-            raise UserError(f"attention_with_cache: {name} must have shape ({words}); got {_s(tensor)}")
-        if tensor.dtype not in dtypes:
-            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise UserError(f"attention_with_cache: {name} must hold {names}; got {tensor.dtype}")
-        if tensor.device != q_BTHD.device:
-            raise UserError(f"attention_with_cache: {name} is on {tensor.device}, q on {q_BTHD.device}")
-
-
-def check_values(
-    q_BTHD: Tensor,
-    lengths_B: Tensor,
-    query_lengths_B: Tensor | None,
-    capacity: int,
-    max_length: int | None,
-) -> None:
-    """Every row's tokens lie in its cache. Reads the lengths on the host."""
-    queries = q_BTHD.shape[1]
-    lengths = lengths_B.tolist()
-    counts = [queries] * len(lengths) if query_lengths_B is None else query_lengths_B.tolist()
-    bound = capacity if max_length is None else min(capacity, max_length)
-    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        if length < 0:
-            raise UserError(f"attention_with_cache: row {row} has length {length}, which is negative")
-        if not 0 <= count <= queries:
-            raise UserError(f"attention_with_cache: row {row} has {count} of {queries} query tokens")
-        if length + count > bound:
-            what = f"{capacity} slots of the cache" if bound == capacity else f"max_length {max_length}"
-            raise UserError(
-                f"attention_with_cache: row {row} has {length} tokens and {count} query tokens, more than "
-                f"the {what}"
-            )
-
-
-def check_pages(
-    q_BTHD: Tensor,
-    lengths_B: Tensor,
-    query_lengths_B: Tensor | None,
-    page_table_BP: Tensor,
-    k_cache: Tensor,
-    window: int | None,
-) -> None:
-    """Every page that a query sees exists. Reads the page table on the host."""
-    pages, page_size = k_cache.shape[:2]
-    count_B = q_BTHD.shape[1] if query_lengths_B is None else query_lengths_B
-    last_B1 = (lengths_B + count_B)[:, None].to(torch.int64)
-    first_B1 = last_B1 * 0 if window is None else (lengths_B[:, None] - window + 1).clamp(min=0)
-    page_P = torch.arange(page_table_BP.shape[1], device=page_table_BP.device)
-    read_BP = (page_P * page_size < last_B1) & ((page_P + 1) * page_size > first_B1)
-    wrong_BP = read_BP & ((page_table_BP < 0) | (page_table_BP >= pages))
-    if wrong_BP.any():
-        row, place = wrong_BP.nonzero()[0].tolist()
-        raise UserError(
-            f"attention_with_cache: page_table_BP[{row}, {place}] is {int(page_table_BP[row, place])}, "
-            f"not one of the {pages} pages"
-        )
+    check_rows("attention_with_cache", wanted, rows, q_BTHD.device)
 
 
 def _s(tensor: Tensor) -> str:
