@@ -9,7 +9,8 @@ happens to p. What is emitted is distributed as the target's own tokens; for one
 Leviathan's algorithm 1.
 
 Neither the shape of the tree nor what is tested may depend on the tokens drawn. A token of -1 is a child
-that is not there.
+that is not there, and one that q has no mass left for is passed over: so children drawn with replacement,
+some of them twice, come out right too.
 
 A tree is its ``parents``: that of each node, -1 for the root, which is the last token before the drafts;
 parents come before children, siblings in the order drawn. Rows of the target's distribution are the root's,
@@ -91,7 +92,7 @@ def accept_tree(
         q_V = q_rows[tree.draft_rows[parent]] if q_rows is not None and tree.children[parent + 1] else None
         for node in tree.children[parent + 1]:
             token = drafts[node]
-            if token < 0:
+            if token < 0 or (q_V is not None and q_V[token] == 0):
                 continue
             test_V = np.eye(1, len(p_V), token)[0] if q_V is None else q_V
             if rng.random() * test_V[token] < p_V[token]:
@@ -140,14 +141,13 @@ def accept_tree_exactly(
         found = False
         for slot, node in enumerate(children):
             token, total = drafts[node], int(left_V.sum())
-            if token < 0 or total == 0:
+            if token < 0 or total == 0 or (q_V is not None and q_V[token] == 0):
                 continue
             p_V = probabilities(left_V, total)
             if q_V is None:
                 chance = ONE
             else:
-                q_total = int(q_V.sum())
-                test_V = probabilities(q_V, q_total) if q_total else np.zeros_like(q_V)
+                test_V = probabilities(q_V, int(q_V.sum()))
                 chance = int(test_V[token])
             if words(len(kept), Purpose.ACCEPT, slot) * chance >> 64 < p_V[token]:
                 kept.append(node)
@@ -158,9 +158,7 @@ def accept_tree_exactly(
             else:
                 residual_V = np.maximum(p_V - test_V, 0)
                 q_V[token] = 0
-            if residual_V.any():
+            if residual_V.any():  # else p and q are equal to the last bits
                 left_V = residual_V
-            elif q_V is not None:
-                left_V = p_V
         if not found:
             return kept, draw_token(left_V, words(len(kept), Purpose.TARGET, 0))
