@@ -71,7 +71,7 @@ def draw_kernel(
             b_gone_weight = tl.full((SLOTS,), 0, tl.int64)
             left = total
             for i_slot in range(DRAWS):
-                token = -1
+                token = tl.full((), -1, tl.int32)
                 taken = tl.full((), 0, tl.int64)
                 if left > 0:
                     b_sums = b_kept

@@ -36,18 +36,14 @@ STATE = tl.constexpr(8)
 
 @triton.jit
 def row_of(rows, i_n):
-    """Where row ``i_n`` starts, its column stride and its sequence: target rows first, then draft rows."""
-    if rows.draft is not None:
-        if i_n < rows.target_rows:
-            p_row = rows.target + i_n.to(tl.int64) * rows.target_stride
-            i_b = i_n // rows.target_each
-        else:
-            i_row = i_n - rows.target_rows
-            p_row = rows.draft + i_row.to(tl.int64) * rows.draft_stride
-            i_b = i_row // rows.draft_each
-    else:
+    """Where row ``i_n`` starts and its sequence: target rows first, then draft rows."""
+    if i_n < rows.target_rows:
         p_row = rows.target + i_n.to(tl.int64) * rows.target_stride
         i_b = i_n // rows.target_each
+    else:
+        i_row = i_n - rows.target_rows
+        p_row = rows.draft + i_row.to(tl.int64) * rows.draft_stride
+        i_b = i_row // rows.draft_each
     return p_row, i_b
 
 
@@ -131,7 +127,7 @@ def random_word(seed, position, PURPOSE: tl.constexpr, slot):
     """A uniform uint64; the layout is that of ``lit_eff/runtime/random_numbers.py``."""
     low = (position & 0xFFFFFFFF).to(tl.uint32)
     high = (position >> 32).to(tl.uint32)
-    first, second, _, _ = tl.philox(seed, low, high, low * 0 + PURPOSE, low * 0 + slot.to(tl.uint32))
+    first, second, _, _ = tl.philox(seed, low, high, low * 0 + PURPOSE, low * 0 + slot)
     return (second.to(tl.uint64) << 32) | first.to(tl.uint64)
 
 
