@@ -126,9 +126,7 @@ class Selection:
             found.append(self.launch(coarse_kernel, programs, p_done=self.done(0)))
         if parameters.top_k is not None:
             masses = self.zeros["p_fine_count_masses"]
-            found.append(
-                self.launch(fine_count_kernel, programs, p_fine_masses=masses, p_done=self.done(1))
-            )
+            found.append(self.launch(fine_count_kernel, programs, p_fine_masses=masses, p_done=self.done(1)))
         if parameters.top_p is not None:
             found.append(self.launch(fine_mass_kernel, programs, p_done=self.done(2)))
         return found
@@ -147,9 +145,7 @@ def _stride(rows_NV: Tensor) -> int:
     return rows_NV.shape[1] if rows_NV.shape[0] == 1 else rows_NV.stride(0)
 
 
-def sample_launches(
-    selection: Selection, token_NJ: Tensor, logprob_NJ: Tensor, purpose: int
-) -> list[Launch]:
+def sample_launches(selection: Selection, token_NJ: Tensor, logprob_NJ: Tensor, purpose: int) -> list[Launch]:
     return [*selection.borders(), selection.draws(token_NJ, logprob_NJ, purpose)]
 
 

@@ -32,7 +32,9 @@ EXP2_COEFFICIENTS = (1488522236, 515882469, 119193747, 20652244, 2856024, 319744
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
-def float32_logits(logits_V: NDArray[np.floating], params: SamplingParams, history: History) -> NDArray[np.float32]:
+def float32_logits(
+    logits_V: NDArray[np.floating], params: SamplingParams, history: History
+) -> NDArray[np.float32]:
     """Logits ``(V,)`` after bias and penalties, in the order of ``sampling.processed_logits``.
 
     Bias is added in float32; penalties are taken in float64 and rounded to float32 once.
@@ -61,7 +63,9 @@ def distances(z_V: NDArray[np.float32], temperature: float) -> Weights:
     if np.float32(temperature) == 0:
         return np.where(z_V == largest, 0, DEAD).astype(np.int64)
     with np.errstate(over="ignore"):
-        factor = np.minimum(np.float32(math.log2(math.e)) / np.float32(temperature), np.float32(LARGEST_FLOAT32))
+        factor = np.minimum(
+            np.float32(math.log2(math.e)) / np.float32(temperature), np.float32(LARGEST_FLOAT32)
+        )
         below_V = np.minimum((largest - z_V) * factor, np.float32(WEIGHT_BITS))
     return (below_V * np.float32(2**FRACTION_BITS) + np.float32(0.5)).astype(np.int64)
 

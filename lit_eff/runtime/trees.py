@@ -137,7 +137,9 @@ def accept_tree_exactly(
         parent = kept[-1] if kept else -1
         children = tree.children[parent + 1]
         left_V = target_weights[parent + 1]
-        q_V = draft_weights[tree.draft_rows[parent]].copy() if draft_weights is not None and children else None
+        q_V = (
+            draft_weights[tree.draft_rows[parent]].copy() if draft_weights is not None and children else None
+        )
         found = False
         for slot, node in enumerate(children):
             token, total = drafts[node], int(left_V.sum())
