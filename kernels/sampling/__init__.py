@@ -1,7 +1,7 @@
-"""Sampling and speculative verification on the device, the same bits as NumPy's, without host synchronisation.
+"""Sampling and speculative verification on the device, NumPy's very bits, without host synchronisation.
 
-`interface` holds the public functions, `reference` the plain forms, `tree` the shape of drafts; `weights` what
-every kernel starts from, `select` the borders of truncation, `draw` the draw, `accept` the acceptance,
+`interface` holds the public functions, `reference` the plain forms, `tree` the shape of drafts; `weights`
+what every kernel starts from, `select` the borders of truncation, `draw` the draw, `accept` the acceptance,
 `penalty` bias and penalties; `plan` how rows are cut, `call` the launches (over `arguments`), `operator` the
 PyTorch operators, `io_model` the bytes.
 """

@@ -18,7 +18,6 @@ import triton.language as tl
 
 from lit_eff.kernels.sampling.weights import (
     ACCEPT,
-    ONE,
     STATE,
     TARGET,
     TOTAL,
@@ -89,7 +88,8 @@ def lookup_kernel(
         m_token = i_v * BLOCK + tl.arange(0, BLOCK) == token
         i_n = i_b * rows.target_each + parent + 1
         b_w = kept_block(
-            rows, p_peak, p_temperature, p_min_p, p_state, p_equal, i_n, i_v, vocabulary, blocks, BLOCK, BLOCKS
+            rows, p_peak, p_temperature, p_min_p, p_state, p_equal, i_n, i_v, vocabulary, blocks, BLOCK,
+            BLOCKS,
         )  # fmt: skip
         target_weight = tl.sum(tl.where(m_token, b_w, 0), 0)
         if SAMPLED:
@@ -222,10 +222,9 @@ def accept_kernel(
             b_draft_total -= b_weight
         else:
             b_total -= tl.load(p_target_weight + o_own + b_child, mask=m_step, other=0)
+    b_chance = tl.full((NODES,), 1 << 62, tl.int64)
     if SAMPLED:
         b_chance = probabilities(b_q, b_draft_total)
-    else:
-        b_chance = tl.full((NODES,), 0, tl.int64) + (1 << 62)
     b_position = tl.load(p_position + i_b) + b_depth.to(tl.int64)
     b_drawn = share(random_word(tl.load(p_seed + i_b), b_position, ACCEPT, b_rank), b_chance)
     b_passes = m_tested & (b_drawn < probabilities(b_left, b_total))

@@ -164,7 +164,9 @@ def accept_launches(
     sampled = selection.draft_NV is not None
     weights_2BM = torch.empty((2, batch, nodes), dtype=torch.int64, device=device)
     own = {
-        "tree": TreeTables(*tables, nodes, width, parents),
+        "tree": TreeTables(
+            tables[0], tables[1], tables[2], tables[3], tables[4], tables[5], nodes, width, parents
+        ),
         "p_drafts": drafts_BM,
         "p_target_weight": weights_2BM[0],
         "p_draft_weight": weights_2BM[1],

@@ -1,7 +1,7 @@
 """The weight of what a row keeps, and tokens drawn from it.
 
-A program adds up one block; the last of a row finds the block that a random place of the total falls into, and
-the token in it. Further draws leave out the tokens before them.
+A program adds up one block; the last of a row finds the block that a random place of the total falls into,
+and the token in it. Further draws leave out the tokens before them.
 
 Shapes: N rows, V vocabulary, J draws. Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).
 """

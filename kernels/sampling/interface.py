@@ -140,8 +140,8 @@ def accept_tree(
     nodes, parents = len(tree.parents), len(tree.families)
     if rows != nodes + 1 or tuple(drafts.shape) != (batch, nodes) or drafts.dtype != torch.int64:
         raise UserError(
-            f"{name}: for a tree of {nodes} nodes expected target_logits (B, {nodes + 1}, V) and drafts int64 "
-            f"(B, {nodes}); got {tuple(target_logits.shape)} and {drafts.dtype} {tuple(drafts.shape)}"
+            f"{name}: for a tree of {nodes} nodes expected target_logits (B, {nodes + 1}, V) and drafts "
+            f"int64 (B, {nodes}); got {tuple(target_logits.shape)} and {drafts.dtype} {tuple(drafts.shape)}"
         )
     if drafts.device != target_logits.device:
         raise UserError(f"{name}: drafts are on {drafts.device}, the logits on {target_logits.device}")

@@ -1,4 +1,4 @@
-"""Sampling and acceptance as PyTorch operators, so that torch.compile, fake tensors and CUDA graphs know them.
+"""Sampling and acceptance as PyTorch operators, for torch.compile, fake tensors and CUDA graphs.
 
 Needs Triton; :mod:`lit_eff.kernels.sampling.interface` checks arguments and calls them.
 Shapes: N rows, B sequences, V vocabulary, M nodes, J draws, D depth.

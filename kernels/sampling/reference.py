@@ -3,7 +3,7 @@
 The semantics are defined in ``lit_eff/runtime/fixed_point.py`` and ``trees.py``; kernels and runtime share no
 code, and tests hold all forms to the same cases.
 
-Shapes: N rows, B sequences, V vocabulary, H histories, M nodes, R parents, J draws, D depth or drafted tokens.
+Shapes: N rows, B sequences, V vocabulary, H histories, M nodes, R parents, J draws, D depth.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def distances(z_NV: Tensor, temperature_N: Tensor) -> Tensor:
     """How far logits lie below the largest, int64, in steps of 2^-20 of a factor of two."""
     largest_N1 = z_NV.amax(1, keepdim=True)
     greedy_N1 = (temperature_N == 0)[:, None]
-    factor_N1 = math.log2(math.e) / torch.where(greedy_N1, 1.0, temperature_N[:, None])
+    divisor_N1 = torch.where(greedy_N1, 1.0, temperature_N[:, None])
+    factor_N1 = torch.full_like(divisor_N1, math.log2(math.e)) / divisor_N1  # a scalar would multiply
     below_NV = ((largest_N1 - z_NV) * factor_N1.clamp(max=LARGEST_FLOAT32)).clamp(max=WEIGHT_BITS)
     sampled_NV = (below_NV * 2**FRACTION_BITS + 0.5).to(torch.int64)
     return torch.where(greedy_N1, torch.where(z_NV == largest_N1, 0, DEAD), sampled_NV)

@@ -61,13 +61,15 @@ def sum_before(p_bins, i_bin):
 
 
 @triton.jit
-def aim_at_mass(p_row_state, p_masses, top_p, mass):
+def aim_at_mass(p_row_state, p_masses, p_top_p, i_b, mass):
     """Set the coarse bin of top-p's border, where so much weight is left by top-k."""
-    if top_p < 1.0:
-        goal = tl.maximum((top_p.to(tl.float64) * mass.to(tl.float64)).to(tl.int64), 1)
-        i_bin, before = reached(p_masses, goal)
-        tl.store(p_row_state + MASS_BIN, i_bin.to(tl.int64))
-        tl.store(p_row_state + MASS_REST, goal - before)
+    if p_top_p is not None:
+        top_p = tl.load(p_top_p + i_b)
+        if top_p < 1.0:
+            goal = tl.maximum((top_p.to(tl.float64) * mass.to(tl.float64)).to(tl.int64), 1)
+            i_bin, before = reached(p_masses, goal)
+            tl.store(p_row_state + MASS_BIN, i_bin.to(tl.int64))
+            tl.store(p_row_state + MASS_REST, goal - before)
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -128,9 +130,8 @@ def coarse_kernel(
                     tl.store(p_row_state + COUNT_BIN, i_bin.to(tl.int64))
                     tl.store(p_row_state + COUNT_REST, top_k - before)
                     tl.store(p_row_state + COUNT_ABOVE, sum_before(p_row_masses, i_bin))
-            if p_top_p is not None:
-                if counted == 0:
-                    aim_at_mass(p_row_state, p_row_masses, top_p, sum_before(p_row_masses, BINS))
+            if counted == 0:
+                aim_at_mass(p_row_state, p_row_masses, p_top_p, i_b, sum_before(p_row_masses, BINS))
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -165,8 +166,7 @@ def fine_count_kernel(
             if p_top_p is not None:
                 mass = tl.load(p_row_state + COUNT_ABOVE) + sum_before(p_row_masses, i_fine)
                 mass += (rest - before) * weights_of(border)
-                top_p = tl.load(p_top_p + i_b)
-                aim_at_mass(p_row_state, p_masses + i_n.to(tl.int64) * BINS, top_p, mass)
+                aim_at_mass(p_row_state, p_masses + i_n.to(tl.int64) * BINS, p_top_p, i_b, mass)
 
 
 @triton.jit(do_not_specialize=["blocks"])

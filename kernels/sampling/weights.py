@@ -49,7 +49,7 @@ def row_of(rows, i_n):
 
 @triton.jit
 def logits_at(p_row, o_v, m_v):
-    """Logits in float32; a NaN becomes infinite, so that it is the largest and the row is seen to be broken."""
+    """Logits in float32; a NaN becomes infinite, so that the row is seen to be broken."""
     b_z = tl.load(p_row + o_v, mask=m_v, other=MINUS_INFINITY).to(tl.float32)
     return tl.where(b_z != b_z, float("inf"), b_z)
 

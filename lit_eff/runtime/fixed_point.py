@@ -67,7 +67,8 @@ def distances(z_V: NDArray[np.float32], temperature: float) -> Weights:
             np.float32(math.log2(math.e)) / np.float32(temperature), np.float32(LARGEST_FLOAT32)
         )
         below_V = np.minimum((largest - z_V) * factor, np.float32(WEIGHT_BITS))
-    return (below_V * np.float32(2**FRACTION_BITS) + np.float32(0.5)).astype(np.int64)
+    rounded_V: Weights = (below_V * np.float32(2**FRACTION_BITS) + np.float32(0.5)).astype(np.int64)
+    return rounded_V
 
 
 def weights_of(distances_V: Weights) -> Weights:
