@@ -6,21 +6,40 @@ Shapes: N rows, B sequences, V vocabulary, M nodes, J draws.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_eff.kernels.sampling import Tree
+from lit_eff.bench.interpreted import patched_once
+from lit_eff.kernels.sampling import Tree, call
+from lit_eff.kernels.sampling.plan import Plan
 from lit_eff.runtime import trees
 from lit_eff.runtime.fixed_point import Weights, draw_without_replacement, kept_weights
 from lit_eff.runtime.random_numbers import Purpose, random_word
 from lit_eff.runtime.sampling import SamplingParams
 from lit_eff.runtime.trees import accept_tree_exactly
+
+FORMS = ("kernels", "reference")
+
+
+@contextmanager
+def running(form: str, block: int = 64) -> Iterator[None]:
+    """Small blocks in the interpreter, or plain PyTorch."""
+    with (
+        mock.patch.object(call, "plan_of", return_value=Plan(block, 4)),
+        mock.patch("lit_eff.kernels.sampling.operator.INTERPRETED", form == "kernels"),
+        patched_once(),
+    ):
+        yield
+
 
 TREES = {
     "one": Tree((-1,)),

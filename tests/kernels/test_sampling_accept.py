@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,21 +14,15 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from lit_eff.errors import UserError
-from lit_eff.kernels.sampling import Acceptance, Tree, accept_chain, accept_tree, call, sample
-from lit_eff.kernels.sampling.plan import Plan
+from lit_eff.kernels.sampling import Acceptance, Tree, accept_chain, accept_tree, sample
 from lit_eff.runtime import trees
 from lit_eff.runtime.sampling import SamplingParams, target_distribution
-from tests.kernels.sampling_cases import FEATURES, TREES, Drafted, SamplingCase, drafted
-
-FORMS = ("kernels", "reference")
+from tests.kernels.sampling_cases import FEATURES, FORMS, TREES, Drafted, SamplingCase, drafted, running
 
 
 @pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest, interpreter: None) -> Iterator[str]:
-    with (
-        mock.patch.object(call, "plan_of", return_value=Plan(64, 4)),
-        mock.patch("lit_eff.kernels.sampling.operator.INTERPRETED", request.param == "kernels"),
-    ):
+    with running(request.param):
         yield request.param
 
 
@@ -47,23 +40,20 @@ def as_lists(got: Acceptance) -> list[tuple[list[int], int]]:
 
 @pytest.mark.usefixtures("form", "poisoned")
 @pytest.mark.parametrize("sampled", [True, False], ids=["sampled", "one-hot"])
-@pytest.mark.parametrize("features", [FEATURES[0], FEATURES[-1]], ids=str)
 @pytest.mark.parametrize("shape", TREES)
-def test_decisions_are_those_of_the_definition(shape: str, features: dict[str, bool], sampled: bool) -> None:
-    case = SamplingCase(16, 150, spread=1.5, **features)
+def test_decisions_are_those_of_the_definition(shape: str, sampled: bool) -> None:
+    case = SamplingCase(5, 70, spread=1.5)
     rng = case.generator()
     chosen = case.parameters(rng)
-    round_ = drafted(case, TREES[shape], chosen, rng)
+    round_ = drafted(case, TREES[shape], chosen, rng, 2.0)
     expected = round_.accepted(chosen, sampled=sampled)
     assert as_lists(ours(round_, chosen, sampled=sampled)) == expected
-    counts = {len(kept) for kept, _ in expected}
-    assert len(counts) > 1, "every sequence kept the same number: nothing was tested"
 
 
 @pytest.mark.usefixtures("interpreter")
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    parents=st.lists(st.integers(0, 100), min_size=1, max_size=9),
+    parents=st.lists(st.integers(0, 100), min_size=1, max_size=6),
     vocabulary=st.integers(1, 90),
     spread=st.sampled_from([0.0, 0.3, 2.0]),
     near=st.sampled_from([0.0, 0.1, 1.0, 5.0]),
@@ -83,15 +73,12 @@ def test_any_tree(
     seed: int,
 ) -> None:
     tree = Tree(tuple(each % (node + 1) - 1 for node, each in enumerate(parents)))
-    case = SamplingCase(3, vocabulary, spread=spread, **features)
+    case = SamplingCase(1, vocabulary, spread=spread, **features)
     rng = np.random.default_rng(seed)
     chosen = case.parameters(rng)
     round_ = drafted(case, tree, chosen, rng, near)
     round_.drafts_BM[rng.random(round_.drafts_BM.shape) < 0.05] = rng.integers(-1, vocabulary)  # any token
-    with (
-        mock.patch.object(call, "plan_of", return_value=Plan(32, 4)),
-        mock.patch("lit_eff.kernels.sampling.operator.INTERPRETED", form == "kernels"),
-    ):
+    with running(form):
         got = ours(round_, chosen, sampled=sampled)
     assert as_lists(got) == round_.accepted(chosen, sampled=sampled)
 
@@ -100,18 +87,18 @@ def test_any_tree(
 def test_greedy_acceptance_is_agreement() -> None:
     """The chain keeps drafts while they are the target's argmax, and ends with its argmax."""
     rng = np.random.default_rng(0)
-    target = rng.integers(-3, 3, (30, 5, 40)).astype(np.float32)
-    drafts = np.where(rng.random((30, 4)) < 0.8, target[:, :4].argmax(2), rng.integers(0, 40, (30, 4)))
-    for draft_logits in (None, torch.zeros(30, 4, 40).scatter(2, torch.from_numpy(drafts)[:, :, None], 9.0)):
+    target = rng.integers(-3, 3, (6, 5, 40)).astype(np.float32)
+    drafts = np.where(rng.random((6, 4)) < 0.8, target[:, :4].argmax(2), rng.integers(0, 40, (6, 4)))
+    for draft_logits in (None, torch.zeros(6, 4, 40).scatter(2, torch.from_numpy(drafts)[:, :, None], 9.0)):
         counts, tokens = accept_chain(
             torch.from_numpy(target),
             draft_logits,
             torch.from_numpy(drafts),
             temperature=0.0,
-            seed=torch.arange(30),
-            position=torch.arange(30),
+            seed=torch.arange(6),
+            position=torch.arange(6),
         )
-        for b in range(30):
+        for b in range(6):
             agree = target[b, :4].argmax(1) == drafts[b]
             count = 4 if agree.all() else int(np.argmin(agree))
             assert (counts[b].item(), tokens[b].item()) == (count, target[b, count].argmax())
@@ -119,28 +106,28 @@ def test_greedy_acceptance_is_agreement() -> None:
 
 @pytest.mark.usefixtures("form")
 def test_equal_distributions_keep_everything_and_no_drafts_are_plain_sampling() -> None:
-    case = SamplingCase(20, 100, top_p=True, top_k=True)
+    case = SamplingCase(4, 60, top_p=True, top_k=True)
     rng = case.generator()
     chosen = case.parameters(rng)
     round_ = drafted(case, Tree.chain(3), chosen, rng, near=0.0)
     got = ours(round_, chosen)
-    assert got.count_B.tolist() == [3] * 20
+    assert got.count_B.tolist() == [3] * 4
     last = torch.from_numpy(round_.target_BUV[:, 3].copy())
     after = chosen | {"position": chosen["position"] + 3}
     assert torch.equal(got.next_B, sample(last, **after).token_NJ[:, 0])
-    counts, tokens = accept_chain(last[:, None], None, torch.empty(20, 0, dtype=torch.int64), **after)
+    counts, tokens = accept_chain(last[:, None], None, torch.empty(4, 0, dtype=torch.int64), **after)
     assert not counts.any()
     assert torch.equal(tokens, got.next_B)
 
 
 @pytest.mark.usefixtures("form")
 def test_sequences_do_not_depend_on_their_neighbours() -> None:
-    case = SamplingCase(12, 120, spread=1.5, top_k=True, top_p=True, min_p=True)
+    case = SamplingCase(3, 70, spread=1.5, top_p=True)
     rng = case.generator()
     chosen = case.parameters(rng)
     round_ = drafted(case, TREES["uneven"], chosen, rng)
     whole = ours(round_, chosen)
-    for rows in (slice(0, 1), slice(5, 6), slice(3, 9)):
+    for rows in (slice(0, 1), slice(1, 3)):
         part = Drafted(round_.tree, round_.target_BUV[rows], round_.draft_BRV[rows], round_.drafts_BM[rows])
         got = ours(part, {name: each[rows] for name, each in chosen.items()})
         assert all(torch.equal(a, b[rows]) for a, b in zip(got, whole, strict=True))
@@ -164,9 +151,15 @@ def test_shorter_chains_and_broken_rows() -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("form", [pytest.param("kernels", marks=pytest.mark.slow), "reference"])
 @pytest.mark.parametrize("shape", ["chain", "two levels"])
-def test_the_first_token_is_distributed_as_the_targets(shape: str) -> None:
-    """Through the kernels, drafts drawn by `sample`: chi-square over 1500 sequences."""
+def test_the_first_token_is_distributed_as_the_targets(shape: str, form: str) -> None:
+    """Drafts drawn by `sample`: chi-square over 1500 sequences."""
+    with running(form):
+        check_the_first_token(shape)
+
+
+def check_the_first_token(shape: str) -> None:
     trials, vocabulary, tree = 1500, 5, {"chain": Tree.chain(1)}.get(shape, Tree((-1, -1, -1, 0)))
     rng = np.random.default_rng(5)
     target_V, draft_V = rng.normal(size=(2, vocabulary)).astype(np.float32)
