@@ -19,6 +19,7 @@ from lit_eff.kernels.sampling.arguments import Rows, TreeTables
 from lit_eff.kernels.sampling.draw import draw_kernel
 from lit_eff.kernels.sampling.plan import BINS, Plan, plan_of
 from lit_eff.kernels.sampling.select import coarse_kernel, fine_count_kernel, fine_mass_kernel, peak_kernel
+from lit_eff.kernels.sampling.tree import Tree
 from lit_eff.kernels.sampling.weights import STATE
 from lit_eff.profiling.launch import Launch
 
@@ -152,25 +153,24 @@ def sample_launches(selection: Selection, token_NJ: Tensor, logprob_NJ: Tensor, 
 def accept_launches(
     selection: Selection,
     drafts_BM: Tensor,
-    tables: list[Tensor],
+    tree: Tree,
     kept_BD: Tensor,
     count_B: Tensor,
     next_B: Tensor,
 ) -> list[Launch]:
     """Borders of all rows, their totals, then acceptance; with draft rows, drafts were drawn from them."""
     batch, nodes = drafts_BM.shape
-    parents, width = tables[5].shape
     blocks, device = selection.blocks, drafts_BM.device
     sampled = selection.draft_NV is not None
     weights_2BM = torch.empty((2, batch, nodes), dtype=torch.int64, device=device)
     own = {
-        "tree": TreeTables(
-            tables[0], tables[1], tables[2], tables[3], tables[4], tables[5], nodes, width, parents
-        ),
+        "tree": TreeTables(*tree.tables(device), nodes, tree.width, len(tree.families)),
         "p_drafts": drafts_BM,
         "p_target_weight": weights_2BM[0],
         "p_draft_weight": weights_2BM[1],
-        "p_residual_total": torch.zeros((batch, parents, width), dtype=torch.int64, device=device),
+        "p_residual_total": torch.zeros(
+            (batch, len(tree.families), tree.width), dtype=torch.int64, device=device
+        ),
         "p_walk": torch.empty((batch, 2), dtype=torch.int32, device=device),
         "p_sums": torch.empty((batch, 2, blocks), dtype=torch.int64, device=device),
         "p_kept": kept_BD,
@@ -184,9 +184,9 @@ def accept_launches(
     launches = [*selection.borders(), selection.draws(None, None, 0)]
     launches.append(selection.launch(lookup_kernel, batch * nodes, **own))
     if sampled:
-        programs = batch * parents * blocks
+        programs = batch * len(tree.families) * blocks
         launches += [
-            selection.launch(residual_kernel, programs, i_step=step, **own) for step in range(width - 1)
+            selection.launch(residual_kernel, programs, i_step=step, **own) for step in range(tree.width - 1)
         ]
     launches.append(selection.launch(accept_kernel, batch, **own))
     launches.append(selection.launch(next_kernel, batch * blocks, **own))

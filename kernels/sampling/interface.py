@@ -162,9 +162,8 @@ def accept_tree(
     draft_NV = None if draft_logits is None else side_by_side(draft_logits.reshape(-1, vocabulary))
     if not runs_kernels(name, target_logits):
         return Acceptance(*accept_tree_reference(target_NV, draft_NV, drafts, tree, *parameters))
-    tables = list(tree.tables(target_logits.device))
     return Acceptance(
-        *operator.accept_tree(target_NV, draft_NV, drafts.contiguous(), tables, tree.depth, *parameters)
+        *operator.accept_tree(target_NV, draft_NV, drafts.contiguous(), list(tree.parents), *parameters)
     )
 
 

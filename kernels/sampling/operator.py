@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_eff.kernels.sampling.call import Parameters, Selection, accept_launches, sample_launches
 from lit_eff.kernels.sampling.penalty import Penalties, penalty_launch
 from lit_eff.kernels.sampling.select import peak_kernel
+from lit_eff.kernels.sampling.tree import Tree
 from lit_eff.profiling.launch import Launch
 
 # Triton reads TRITON_INTERPRET when a kernel is decorated, that is when this package was imported.
@@ -65,8 +66,7 @@ def accept_tree(
     target_NV: Tensor,
     draft_NV: Tensor | None,
     drafts_BM: Tensor,
-    tables: list[Tensor],
-    depth: int,
+    parents: list[int],
     temperature: Tensor,
     top_k: Tensor | None,
     top_p: Tensor | None,
@@ -75,12 +75,13 @@ def accept_tree(
     position: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Kept nodes (B, D), how many (B,), and the tokens after them (B,)."""
-    kept_BD, count_B, next_B = _empty_acceptance(drafts_BM, depth)
+    tree = Tree(tuple(parents))
+    kept_BD, count_B, next_B = _empty_acceptance(drafts_BM, tree.depth)
     if drafts_BM.shape[0] > 0:
         selection = Selection(
             target_NV, draft_NV, Parameters(temperature, top_k, top_p, min_p, seed, position)
         )
-        launches = accept_launches(selection, drafts_BM, tables, kept_BD, count_B, next_B)
+        launches = accept_launches(selection, drafts_BM, tree, kept_BD, count_B, next_B)
         _run(launches, target_NV.device)
     return kept_BD, count_B, next_B
 
@@ -96,7 +97,7 @@ def _empty_acceptance(drafts_BM: Tensor, depth: int) -> tuple[Tensor, Tensor, Te
 
 @accept_tree.register_fake
 def _(target_NV: Tensor, draft_NV: Tensor | None, drafts_BM: Tensor, *others: Any) -> Any:
-    return _empty_acceptance(drafts_BM, others[1])
+    return _empty_acceptance(drafts_BM, Tree(tuple(others[0])).depth)
 
 
 @torch.library.custom_op("lit_eff::processed_logits", mutates_args=())

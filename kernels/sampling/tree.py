@@ -6,8 +6,8 @@ Shapes: M nodes, R parents, C children of a parent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,52 +29,44 @@ class Tree:
     """
 
     parents: tuple[int, ...]
+    depths: tuple[int, ...] = field(init=False, repr=False, compare=False)  # 0 for the root's children
+    depth: int = field(init=False, repr=False, compare=False)  # the most nodes on a path
+    families: dict[int, list[int]] = field(init=False, repr=False, compare=False)  # a parent's children,
+    width: int = field(init=False, repr=False, compare=False)  # the most of them; places are draft rows
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parents", tuple(self.parents))
-        if len(self.parents) > MAX_NODES:
-            raise UserError(f"a tree of {len(self.parents)} nodes; expected at most {MAX_NODES}")
-        for node, parent in enumerate(self.parents):
+        parents = tuple(self.parents)
+        if len(parents) > MAX_NODES:
+            raise UserError(f"a tree of {len(parents)} nodes; expected at most {MAX_NODES}")
+        depths: list[int] = []
+        families: dict[int, list[int]] = {}
+        for node, parent in enumerate(parents):
             if not -1 <= parent < node:
                 raise UserError(f"node {node} has parent {parent}; expected -1 (the root) to {node - 1}")
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+            families.setdefault(parent, []).append(node)
+        found = {
+            "parents": parents,
+            "depths": tuple(depths),
+            "depth": max([-1, *depths]) + 1,
+            "families": dict(sorted(families.items())),
+            "width": max([0, *[len(children) for children in families.values()]]),
+        }
+        for name, value in found.items():  # now, and not when asked: torch.compile traces what asks
+            object.__setattr__(self, name, value)
 
     @classmethod
     def chain(cls, length: int) -> Tree:
+        """Each node the only child of the one before."""
         return cls(tuple(range(-1, length - 1)))
 
-    @cached_property
-    def depths(self) -> tuple[int, ...]:
-        """Of each node: 0 for the root's children."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(0 if parent < 0 else depths[parent] + 1)
-        return tuple(depths)
-
-    @property
-    def depth(self) -> int:
-        """The most nodes on a path."""
-        return max(self.depths, default=-1) + 1
-
-    @cached_property
-    def families(self) -> dict[int, list[int]]:
-        """Each parent's children; a parent's place is its draft row."""
-        families: dict[int, list[int]] = {}
-        for node, parent in enumerate(self.parents):
-            families.setdefault(parent, []).append(node)
-        return dict(sorted(families.items()))
-
-    @property
-    def width(self) -> int:
-        """The most children of a parent."""
-        return max(map(len, self.families.values()), default=0)
-
-    def tables(self, device: torch.device) -> tuple[Tensor, ...]:
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The tensors of `arguments.TreeTables`; the first call on a device copies them there."""
         return _tables(self, device)
 
 
 @cache
-def _tables(tree: Tree, device: torch.device) -> tuple[Tensor, ...]:
+def _tables(tree: Tree, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     families = tree.families
     places = {parent: place for place, parent in enumerate(families)}
     lists: tuple[Sequence[object], ...] = (
@@ -85,4 +77,7 @@ def _tables(tree: Tree, device: torch.device) -> tuple[Tensor, ...]:
         [parent + 1 for parent in families],
         [children + [-1] * (tree.width - len(children)) for children in families.values()],
     )
-    return tuple(torch.tensor(each, dtype=torch.int32, device=device) for each in lists)
+    parents, ranks, depths, rows, roots, children = (
+        torch.tensor(each, dtype=torch.int32, device=device) for each in lists
+    )
+    return parents, ranks, depths, rows, roots, children
