@@ -1,4 +1,4 @@
-"""Sampling and acceptance, compiled for GPUs that are not here: shared memory, registers, exact arithmetic."""
+"""Sampling and acceptance, compiled for GPUs that are not here: shared memory, registers, spills."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def compiled(forms: list[dict[str, Any]], capability: int, cache: Path) -> list[
 
 
 def check(resources: list[dict[str, Any]]) -> None:
-    """Little enough for several programs a multiprocessor; of spills, what the assembler sets aside at times."""
+    """Of spills no more than the assembler sets aside at times, registers or not."""
     assert resources
     for each in resources:
         assert each["shared_memory_bytes"] <= 32 * 1024, each

@@ -8,9 +8,14 @@ import torch
 from lit_eff.kernels.sampling import sample
 from lit_eff.kernels.sampling.io_model import SamplingShape, draw_traffic, peak_traffic
 from lit_eff.kernels.sampling.plan import Plan
-from lit_eff.profiling.counted import count_traffic
+from lit_eff.profiling.counted import KernelCount, count_traffic
 from tests.kernels.counting import requested
 from tests.kernels.sampling_cases import FEATURES, SamplingCase, running
+
+
+def loads(count: KernelCount) -> dict[str, int]:
+    """By tensor; rows without drafts pass the same tensor for both."""
+    return {name.removeprefix("draft+"): size for name, size in requested(count, "loads").items()}
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -27,14 +32,13 @@ def test_counts_are_as_modelled(features: dict[str, bool]) -> None:
         sample(logits, **chosen)
     shape, plan = SamplingShape(3, 192, **features), Plan(64, 4)
     assert len(launches) == shape.passes
-    assert all(count.tensors["target"].loads.requested_bytes >= shape.row_bytes for count in launches)
     for count in launches[1:-1]:
-        assert requested(count, "loads")["target"] == shape.row_bytes
+        assert loads(count)["target"] == shape.row_bytes
     for count, modelled in (
         (launches[0], peak_traffic(shape, plan)),
         (launches[-1], draw_traffic(shape, plan)),
     ):
-        assert requested(count, "loads") == modelled.reads
+        assert loads(count) == modelled.reads
         assert requested(count, "stores") == modelled.writes
 
 
