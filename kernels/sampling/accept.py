@@ -118,8 +118,6 @@ def residual_block(
     )  # fmt: skip
     b_before = b_left
     if steps > 0:
-        o_v = i_v * BLOCK + tl.arange(0, BLOCK)
-        p_own = p_drafts + i_b.to(tl.int64) * tree.nodes
         if SAMPLED:
             total = total_of(p_state, i_n)
             i_q = rows.target_rows + i_b * rows.draft_each + i_r
@@ -131,7 +129,6 @@ def residual_block(
             p_totals = p_residual_total + (i_b.to(tl.int64) * tree.draft_count + i_r) * tree.width
             for i_step in range(steps):
                 i_m = tl.load(tree.children + i_r * tree.width + i_step)
-                token = tl.load(p_own + i_m).to(tl.int32)
                 weight = tl.load(p_draft_weight + i_b.to(tl.int64) * tree.nodes + i_m)
                 if weight > 0:
                     b_before = b_left
@@ -143,9 +140,11 @@ def residual_block(
                         residual_total = tl.load(p_totals + i_step)
                         b_left = tl.where(residual_total > 0, b_residual, b_left)
                         total = tl.where(residual_total > 0, residual_total, total)
-                    b_q = tl.where(o_v == token, 0, b_q)
+                    # The token itself needs no zero in b_q: it was rejected, so it is below q and now 0.
                     draft_total -= weight
         else:
+            o_v = i_v * BLOCK + tl.arange(0, BLOCK)
+            p_own = p_drafts + i_b.to(tl.int64) * tree.nodes
             for i_step in range(steps):
                 i_m = tl.load(tree.children + i_r * tree.width + i_step)
                 b_before = b_left

@@ -22,7 +22,15 @@ from lit_eff.kernels.sampling.plan import BINS, MAX_VOCABULARY, Plan
 from lit_eff.runtime import fixed_point, random_numbers
 from lit_eff.runtime.fixed_point import float32_logits
 from lit_eff.runtime.sampling import History, SamplingParams, target_distribution
-from tests.kernels.sampling_cases import FEATURES, FORMS, SamplingCase, numpy_sample, params_of, running
+from tests.kernels.sampling_cases import (
+    FEATURES,
+    FORMS,
+    SamplingCase,
+    numpy_sample,
+    numpy_weights,
+    params_of,
+    running,
+)
 
 
 @pytest.fixture(params=FORMS)
@@ -61,6 +69,36 @@ def test_draws_without_replacement(features: dict[str, bool]) -> None:
     for tokens in got:
         there = [token for token in tokens if token >= 0]
         assert len(set(there)) == len(there)
+
+
+@pytest.mark.usefixtures("form", "poisoned")
+@pytest.mark.parametrize("features", FEATURES, ids=str)
+def test_what_is_kept_is_what_the_definition_keeps(features: dict[str, bool]) -> None:
+    """All of it: more draws than tokens. Many ties, over two blocks."""
+    case = SamplingCase(8, 24, spread=0.7, **features)
+    rng = case.generator()
+    logits_NV, chosen = case.logits(rng, 8), case.parameters(rng)
+    with mock.patch.object(call, "plan_of", return_value=Plan(16, 4)):
+        got = sample(torch.from_numpy(logits_NV), **chosen, draws=25).token_NJ.tolist()
+    assert got == numpy_sample(logits_NV, chosen, 25)
+    for row, tokens in enumerate(got):
+        assert {*tokens} - {-1} == set(np.flatnonzero(numpy_weights(logits_NV[row], chosen, row)))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("features", FEATURES, ids=str)
+def test_totals_are_those_of_the_definition(features: dict[str, bool]) -> None:
+    """To the last bit, which says that each border is right where a draw would seldom tell."""
+    case = SamplingCase(12, 150, spread=0.7, **features)
+    rng = case.generator()
+    logits_NV, chosen = case.logits(rng, 12), case.parameters(rng)
+    parameters = call.Parameters(**{"top_k": None, "top_p": None, "min_p": None} | chosen)
+    with running("kernels"):
+        chosen_rows = call.Selection(torch.from_numpy(logits_NV), None, parameters)
+        for launch in [*chosen_rows.borders(), chosen_rows.draws(None, None, 0)]:
+            launch.run()
+    totals = chosen_rows.shared["p_state"][:, weights.TOTAL.value].tolist()
+    assert totals == [int(numpy_weights(row_V, chosen, n).sum()) for n, row_V in enumerate(logits_NV)]
 
 
 @pytest.mark.usefixtures("interpreter")

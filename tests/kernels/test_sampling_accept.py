@@ -50,6 +50,18 @@ def test_decisions_are_those_of_the_definition(shape: str, sampled: bool) -> Non
     assert as_lists(ours(round_, chosen, sampled=sampled)) == expected
 
 
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("sampled", [True, False], ids=["sampled", "one-hot"])
+def test_drafts_that_repeat_or_could_not_be_drawn(sampled: bool) -> None:
+    """Siblings by chance over four tokens: the same one twice, or one that truncation forbids."""
+    case = SamplingCase(16, 4, spread=1.0, min_p=True)
+    rng = case.generator()
+    chosen = case.parameters(rng)
+    round_ = drafted(case, TREES["siblings"], chosen, rng, near=2.0)
+    round_.drafts_BM[:] = rng.integers(-1, 4, round_.drafts_BM.shape)
+    assert as_lists(ours(round_, chosen, sampled=sampled)) == round_.accepted(chosen, sampled=sampled)
+
+
 @pytest.mark.usefixtures("interpreter")
 @settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(

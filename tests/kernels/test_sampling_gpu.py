@@ -122,15 +122,11 @@ def test_penalties_are_those_of_the_plain_form() -> None:
 def step(logits: Tensor, draft: Tensor, counts: Tensor, chosen: dict[str, Any]) -> tuple[Tensor, ...]:
     """Draft a few, accept some: what a decoding loop does on the device."""
     batch, vocabulary = logits.shape[0], logits.shape[2]
-    drafts = torch.stack(
-        [
-            sample(draft[:, g], **(chosen | {"position": chosen["position"] + g}), purpose="draft").token_NJ[
-                :, 0
-            ]
-            for g in range(3)
-        ],
-        dim=1,
-    )
+    drawn = []
+    for g in range(3):
+        there = chosen | {"position": chosen["position"] + g}
+        drawn.append(sample(draft[:, g], **there, purpose="draft").token_NJ)
+    drafts = torch.cat(drawn, dim=1)
     rows = torch.arange(batch, device="cuda").repeat_interleave(4)
     presence = torch.full((batch,), 0.5, device="cuda")
     target = processed_logits(logits.reshape(-1, vocabulary), history=rows, counts=counts, presence=presence)
