@@ -85,6 +85,14 @@ def test_what_is_kept_is_what_the_definition_keeps(features: dict[str, bool]) ->
         assert {*tokens} - {-1} == set(np.flatnonzero(numpy_weights(logits_NV[row], chosen, row)))
 
 
+@pytest.mark.usefixtures("form")
+def test_a_sum_reached_exactly_is_reached() -> None:
+    """A quarter of sixteen equals is four of them, the lowest."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    got = sample(torch.zeros(1, 16), temperature=1.0, top_p=0.25, seed=zero, position=zero, draws=5)
+    assert sorted(got.token_NJ[0].tolist()) == [-1, 0, 1, 2, 3]
+
+
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("features", FEATURES, ids=str)
 def test_totals_are_those_of_the_definition(features: dict[str, bool]) -> None:
