@@ -43,7 +43,7 @@ def poisoned() -> Iterator[None]:
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("features", FEATURES, ids=str)
-@pytest.mark.parametrize("vocabulary", [1, 300, 2048, 32_000, 50_257, 128_256, 262_144, 524_287])
+@pytest.mark.parametrize("vocabulary", [1, 300, 2048, 32_000, 50_257, 128_256, 524_287])
 @pytest.mark.parametrize("ties", [True, False], ids=["ties", "no ties"])
 def test_tokens_are_those_of_the_definition(features: dict[str, bool], vocabulary: int, ties: bool) -> None:
     case = SamplingCase(24, vocabulary, ties=ties, **features)
@@ -170,7 +170,7 @@ def test_frequencies_are_the_distribution(features: dict[str, bool]) -> None:
     logits_NV = case.logits(case.generator(), 1)
     settings = {"top_k": 9, "top_p": 0.85, "min_p": 0.03}
     chosen = {name: settings[name] for name in features}
-    trials = 200_000
+    trials = 20_000
     numbers = torch.arange(trials, device="cuda")
     logits = torch.from_numpy(logits_NV).cuda().expand(trials, -1)
     got = sample(logits, temperature=2.0, seed=numbers, position=numbers, **chosen).token_NJ[:, 0]
