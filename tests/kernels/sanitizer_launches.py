@@ -17,6 +17,7 @@ from lit_eff.kernels.cross_entropy import multi_exit_cross_entropy
 from lit_eff.kernels.linear import Norm
 from lit_eff.kernels.propagate import propagate
 from lit_eff.kernels.rope import rope_cache_write, rotary_tables
+from lit_eff.kernels.sampling import Tree, accept_tree, processed_logits, sample
 from lit_eff.kernels.swiglu import swiglu
 
 
@@ -105,6 +106,31 @@ def activations() -> None:
     print("activations", flush=True)
 
 
+def sampling() -> None:
+    """Every pass of selection, several draws, a bushy tree with and without drafts' logits, penalties."""
+    tree = Tree((-1, -1, -1, 0, 0, 1))
+    numbers = torch.arange(3).cuda()
+    chosen = {
+        "seed": numbers,
+        "position": numbers,
+        "temperature": 0.8,
+        "top_k": 50,
+        "top_p": 0.9,
+        "min_p": 0.01,
+    }
+    for vocabulary in (333, 5001):
+        target = torch.randn(3, 7, vocabulary).cuda()
+        draft = torch.randn(3, 3, vocabulary).cuda()
+        drafts = torch.randint(-1, vocabulary, (3, 6)).cuda()
+        sample(target[:, 0], **chosen, draws=3)
+        accept_tree(target, draft, drafts, tree, **chosen)
+        accept_tree(target, None, drafts, tree, **chosen)
+        counts = torch.ones(3, vocabulary, dtype=torch.int32).cuda()
+        ones = torch.ones(3).cuda()
+        processed_logits(target[:, 0], counts=counts, repetition=ones, presence=ones, drafted=drafts)
+    print("sampling", flush=True)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for head_dim in (64, 128):
@@ -118,4 +144,5 @@ if __name__ == "__main__":
     losses()
     writes()
     activations()
+    sampling()
     torch.cuda.synchronize()

@@ -75,5 +75,6 @@ def test_launches_are_clean(tool: str) -> None:
     assert not found, "\n".join(found)[-4000:]
     clean = done.returncode == 0 or (tool == "racecheck" and done.returncode == 9)
     assert clean, done.stdout[-4000:] + done.stderr[-2000:]
-    for part in ("portable 64", "portable 128", "features", "cached", "losses", "writes", "activations"):
+    parts = "portable 64", "portable 128", "features", "cached", "losses", "writes", "activations", "sampling"
+    for part in parts:
         assert part in done.stdout
