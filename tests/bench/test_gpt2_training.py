@@ -76,8 +76,8 @@ def test_report_and_verdicts() -> None:
     assert ours["attention_share_by_subtraction"] == pytest.approx(1 / 9)
     assert records["sdpa"]["unavailable"] == "OutOfMemoryError: ..."
     lines = verdicts("small", list(records.values()))
-    assert lines[0] == "small: 1.11x sdpa-compile (at least 1x: holds)"
-    assert lines[1] == "small: 4.00x eager (at least 3.5x: holds)"
+    assert lines[0] == "small: lit_eff-compile 1.11x sdpa-compile (at least 1x: holds)"
+    assert lines[1] == "small: lit_eff-compile 4.00x eager (at least 3.5x: holds)"
     assert loss_differences(list(records.values())) == pytest.approx({"eager": 0.05, "lit_eff-compile": 0.05})
     assert "within noise" in lines[2]
 
