@@ -244,8 +244,8 @@ class TrainingJob:
 def serve(connection: Connection, turns: Sequence[Any], job: tuple[Any, ...]) -> None:
     """Run a job's methods as asked over ``connection``: (method, *arguments) in, (value, fault) out.
 
-    ``job`` is its class and that one's arguments; ``turns`` are locks and semaphores over processes, held while
-    it compiles and takes its first steps.
+    ``job`` is its class and that one's arguments; ``turns`` are locks and semaphores over processes, held
+    while it compiles and takes its first steps.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the asker ends the jobs
     try:

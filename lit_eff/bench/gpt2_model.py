@@ -1,7 +1,7 @@
 """GPT-2 by this project's own model, as a training job beside Hugging Face's: same start, data and optimizer.
 
-What differs: the vocabulary is padded to whole tiles, the loss never holds all logits, attention is ours. The
-padding's rows are weights that no token id reaches; the loss is told where the vocabulary ends, so they get no
+What differs: the vocabulary is padded to whole tiles, the loss never holds all logits, attention is ours.
+No token id reaches the padding's rows, and the loss is told where the vocabulary ends: they get no
 probability and a zero gradient, and stay zero.
 
 Shapes: B batch, T length, C model dim, N = B T tokens, V vocabulary.
@@ -89,7 +89,7 @@ class TransformerJob(TrainingJob):
         return padded_transformer(theirs)
 
     def make_forward(self) -> Callable[..., Any]:
-        self.model.attention_backend  # noqa: B018: chosen and logged here, which would break the graph
+        _ = self.model.attention_backend  # chosen and logged now: that would break the graph
         return torch.compile(self.hidden, fullgraph=True) if self.compiled else self.hidden
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
@@ -120,7 +120,10 @@ class TransformerJob(TrainingJob):
     def facts(self) -> dict[str, Any]:
         about = {
             "vocabulary_rows": self.model.config.vocab_size,
-            "attention_backend": self.model.attention_backend.name,
             "norms": "kernels" if self.norm_kernels else "compiled",
         }
         return super().facts() | about
+
+    def _path(self) -> str | None:
+        backend = self.model.attention_backend
+        return super()._path() if backend.name == "triton" else f"{backend.name} ({backend.reason})"

@@ -2,7 +2,8 @@
 
 The same initial weights, data, optimizer and precision for all (GPT2LMHeadModel from its config, random
 weights, no dropout, bf16 autocast, fused AdamW, T 1,024). As lit_eff-compile our attention is registered with
-transformers, the model's code untouched; lit_eff-model is this project's model and loss. Step times are medians of interleaved turns; losses are of the same batches of real text.
+transformers, the model's code untouched; lit_eff-model is this project's model and loss. Step times are
+medians of interleaved turns; losses are of the same batches of real text.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from lit_eff.errors import UserError, nearest, require
 from lit_eff.files import atomic_path
 from lit_eff.profiling.devices import driver_version, find_device
 
-# name -> (class, attention, compiled). "sdpa_unmasked" is Hugging Face's own function without the mask tensor that
-# transformers makes when traced, "none" a step without attention: what is left if attention were free.
+# name -> (class, attention, compiled). "sdpa_unmasked" is Hugging Face's own function without the mask tensor
+# that transformers makes when traced, "none" a step without attention: what is left if attention were free.
 JOBS = {
     "eager": (TrainingJob, "eager", False),
     "eager-compile": (TrainingJob, "eager", True),
@@ -258,7 +259,7 @@ def verdicts(size: str, records: list[dict[str, Any]]) -> list[str]:
         if "ratios" not in record:
             lines.append(f"{size}: {name} did not run, so it is not compared")
             continue
-        goals = {other: 1.0 for other in BASELINES} | {EAGER: GOALS.get(size)}
+        goals = dict.fromkeys(BASELINES, 1.0) | {EAGER: GOALS.get(size)}
         if name == MODEL:
             goals[BASELINES[0]] = MODEL_GOAL
         for other, goal in goals.items():
