@@ -37,6 +37,7 @@ class Options:
     vocabulary_group: str | None
     first_column: int  # of the vocabulary, in this shard
     vocabulary: int | None  # columns of all shards
+    columns: int | None  # rows of the matrices that are in the vocabulary; the others round up its size
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,14 @@ class LossCall:
         return self.targets_N.numel()
 
     @property
-    def columns(self) -> int:
+    def width(self) -> int:
+        """Rows of the matrices, those of the padding too: columns of the products."""
         return self.matrices[0].shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Logits of a row that take part."""
+        return self.options.columns or self.width
 
     @property
     def vocabulary(self) -> int:
@@ -123,7 +130,7 @@ class LossCall:
     def chunks(self) -> list[slice]:
         """Equal runs of tokens, but for the last."""
         rows = self.options.chunk or chunk_rows(
-            self.tokens, padded(self.columns) * self.dtype.itemsize * (1 + self.distils), self.exits
+            self.tokens, padded(self.width) * self.dtype.itemsize * (1 + self.distils), self.exits
         )
         return [slice(first, min(first + rows, self.tokens)) for first in range(0, self.tokens, max(rows, 1))]
 
@@ -160,7 +167,7 @@ class Workspace:
 
     def __post_init__(self) -> None:
         device: Any = self.call.targets_N.device
-        width = padded(self.call.columns)
+        width = padded(self.call.width)
         self.buffers = [
             torch.empty(self.rows, width, dtype=self.call.dtype, device=device)
             for _ in range(1 + self.call.distils)

@@ -83,8 +83,9 @@ def check_tokens(
     token_weights_N: Tensor | None,
     ignore_index: int,
     vocabulary: VocabularyShard | None,
+    in_vocabulary: int | None,
 ) -> None:
-    """Targets and token weights; the shard of the vocabulary; on a CPU the targets' values too."""
+    """Targets and token weights; the part or shard of the vocabulary; on a CPU the targets' values too."""
     tokens, columns = exits.hiddens[0].shape[0], exits.matrices[0].shape[0]
     device = exits.hiddens[0].device
     for name, tensor in (("targets_N", targets_N), ("token_weights_N", token_weights_N)):
@@ -100,7 +101,14 @@ def check_tokens(
         raise UserError(f"{WHO}: targets_N is {targets_N.dtype}; expected int64")
     if token_weights_N is not None and not token_weights_N.is_floating_point():
         raise UserError(f"{WHO}: token_weights_N is {token_weights_N.dtype}; expected a floating type")
-    size = columns
+    if in_vocabulary is not None:
+        if vocabulary is not None:
+            raise UserError(f"{WHO}: columns is {in_vocabulary}, but a vocabulary dealt out has no padding")
+        if not 0 < in_vocabulary <= columns:
+            raise UserError(
+                f"{WHO}: columns is {in_vocabulary}; expected 1 to {columns}, the rows of weight_VC"
+            )
+    size = in_vocabulary or columns
     if vocabulary is not None:
         size = vocabulary.size
         if vocabulary.start < 0 or vocabulary.start + columns > size or size > MAX_VOCABULARY:

@@ -43,9 +43,9 @@ def run_chunks(call: LossCall, gradients: Gradients) -> None:
 
 
 def _run_exit(call: LossCall, chunk: Chunk, e: int, gradients: Gradients, touched: set[int]) -> None:
-    m, columns = call.matrix_of[e], call.columns
+    m, width = call.matrix_of[e], call.width
     hidden_nC, matrix_VC = call.hiddens[e][chunk.rows].to(call.dtype), call.matrices[m]
-    make_logits(chunk.logits[:, :columns], hidden_nC, matrix_VC)
+    make_logits(chunk.logits[:, :width], hidden_nC, matrix_VC)
     if chunk.state is None:
         row_launch(call, chunk, e, statistics=True, finish=True).run()
     else:
@@ -57,7 +57,7 @@ def _run_exit(call: LossCall, chunk: Chunk, e: int, gradients: Gradients, touche
         if grad_hidden is not None:
             grad_hidden[chunk.rows].zero_()
         return
-    gradient_nV = chunk.gradient[:, :columns]
+    gradient_nV = chunk.gradient[:, :width]
     if grad_hidden is not None:
         hidden_gradient(grad_hidden[chunk.rows], gradient_nV, matrix_VC)
     if (grad_matrix := gradients.matrix[m]) is not None:

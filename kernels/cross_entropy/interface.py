@@ -46,6 +46,7 @@ def multi_exit_cross_entropy(
     chunk: int | None = None,
     tokens_group: ProcessGroup | None = None,
     vocabulary: VocabularyShard | None = None,
+    columns: int | None = None,
 ) -> ExitLosses:
     """Cross-entropy of several exits' hidden states through their output matrices, without the logits.
 
@@ -85,6 +86,8 @@ def multi_exit_cross_entropy(
             shared matrix's over the group, as of any parameter.
         vocabulary: this process holds some rows of the output matrices (and biases) and all tokens. Hidden
             gradients are summed over the group, in the hidden dtype.
+        columns: only so many rows of the output matrices are the vocabulary; those after them round its size
+            up (products of whole tiles are fast), take no part in the softmax, and get a zero gradient.
 
     Returns:
         The loss and, per exit, mean cross-entropy, accuracy, agreement with the last exit, confidence.
@@ -97,7 +100,7 @@ def multi_exit_cross_entropy(
     al. 2015; sharded vocabulary as in Megatron-LM (Shoeybi et al. 2019).
     """
     exits = check_exits(hidden_ENC, weight_VC, bias_V, exit_weights)
-    check_tokens(exits, targets_N, token_weights_N, ignore_index, vocabulary)
+    check_tokens(exits, targets_N, token_weights_N, ignore_index, vocabulary, columns)
     check_numbers(label_smoothing, z_loss, softcap, distillation, temperature, chunk)
     device = targets_N.device
     if tokens_group is not None and vocabulary is not None and tokens_group is vocabulary.group:
@@ -116,6 +119,7 @@ def multi_exit_cross_entropy(
             exits,
             targets_N,
             token_weights_N,
+            columns,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
@@ -150,6 +154,7 @@ def multi_exit_cross_entropy(
             None if vocabulary is None else vocabulary.group.group_name,
             0 if vocabulary is None else vocabulary.start,
             None if vocabulary is None else vocabulary.size,
+            columns,
         )
     return ExitLosses(loss, *statistics_4E.unbind())
 
@@ -160,14 +165,21 @@ def obstacle(device: torch.device | str) -> str | None:
 
 
 def _plain(
-    exits: Exits, targets_N: Tensor, token_weights_N: Tensor | None, **numbers: float | None
+    exits: Exits,
+    targets_N: Tensor,
+    token_weights_N: Tensor | None,
+    columns: int | None,
+    **numbers: float | None,
 ) -> ExitLosses:
     """The reference in the dtype of the inputs, or the autocast's; sums are float32."""
+    matrices, biases = exits.matrices, exits.biases
+    if columns is not None:
+        matrices, biases = [m[:columns] for m in matrices], [b[:columns] for b in biases]
     return multi_exit_cross_entropy_reference(
         exits.hiddens,
-        [exits.matrices[m] for m in exits.matrix_of],
+        [matrices[m] for m in exits.matrix_of],
         targets_N,
-        biases=[None if b < 0 else exits.biases[b] for b in exits.bias_of_exit],
+        biases=[None if b < 0 else biases[b] for b in exits.bias_of_exit],
         exit_weights=exits.exit_weights,
         token_weights_N=token_weights_N,
         accumulate=torch.promote_types(exits.hiddens[0].dtype, torch.float32),

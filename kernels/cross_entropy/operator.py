@@ -33,7 +33,7 @@ TENSORS = "Tensor[] hiddens, Tensor[] matrices, Tensor[] biases, Tensor targets_
 SCALARS = (
     "int[] matrix_of, int[] bias_of_exit, float[] exit_weights, ScalarType dtype, int ignore_index, "
     "float label_smoothing, float z_loss, float? softcap, float distillation, float temperature, int? chunk, "
-    "str? tokens_group, str? vocabulary_group, int first_column, int? vocabulary"
+    "str? tokens_group, str? vocabulary_group, int first_column, int? vocabulary, int? columns"
 )
 
 LIBRARY: Any = torch.library.Library("lit_eff", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -195,10 +195,10 @@ def teacher_gradient(b_x, b_t, slope):
 
 @triton.jit
 def through_softcap(b_g, b_x, softcap):
-    """The softcap's derivative is 1 - tanh^2; nothing comes from past the columns, where x is -inf."""
+    """The softcap's derivative is 1 - tanh^2."""
     if softcap is not None:
         b_tanh = b_x / softcap
-        b_g = tl.where(b_x == float("-inf"), 0.0, b_g * (1.0 - b_tanh * b_tanh))
+        b_g *= 1.0 - b_tanh * b_tanh
     return b_g
 
 
@@ -210,7 +210,8 @@ def store_gradient(logits, p_gradient, p_teacher, teacher, slope, b_product, o_v
         b_t = logits_of(teacher, fetch(p_teacher, teacher, o_v, TAIL), o_v, TAIL)
         b_g += teacher_gradient(b_x, b_t, slope)
     b_g = through_softcap(b_g, b_x, logits.softcap).to(p_gradient.dtype.element_ty)
-    if TAIL:
+    if TAIL:  # the products read the padding's columns too
+        b_g = tl.where(o_v < logits.columns, b_g, 0.0)
         tl.store(p_gradient + o_v, b_g, mask=o_v < logits.stride)
     else:
         tl.store(p_gradient + o_v, b_g)

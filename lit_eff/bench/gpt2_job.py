@@ -10,8 +10,8 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_eff.errors import require
 from lit_eff.kernels.attention import explain
@@ -76,38 +76,57 @@ def register(attention: str) -> None:
     AttentionInterface.register("none", attend_not)
 
 
+def hugging_face_model(size: Size, attention: str, seed: int) -> nn.Module:
+    """GPT2LMHeadModel without dropout; ``attention`` changes nothing in its random weights."""
+    transformers = require("transformers", "hf")
+    register(attention)
+    config = transformers.GPT2Config(
+        vocab_size=size.vocabulary,
+        n_positions=size.length,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # the default, but its warning breaks the graph
+    return model
+
+
 class TrainingJob:
     """GPT-2 under bf16 autocast with fused AdamW; only ``attention`` and ``compiled`` differ between jobs."""
 
     precision = torch.bfloat16
 
     def __init__(self, size: Size, attention: str, compiled: bool, device: str, seed: int) -> None:
-        transformers = require("transformers", "hf")
-        register(attention)
-        config = transformers.GPT2Config(
-            vocab_size=size.vocabulary,
-            n_positions=size.length,
-            n_embd=size.width,
-            n_layer=size.layers,
-            n_head=size.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            use_cache=False,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        torch.manual_seed(seed)
-        self.model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-        self.model.loss_type = "ForCausalLM"  # the default too, but with a warning that breaks the graph
-        self.model.to(device).train()
-        self.size, self.device, self.compiled = size, torch.device(device), compiled
+        self.size, self.attention, self.compiled = size, attention, compiled
+        self.device = torch.device(device)
+        self.model = self.build(hugging_face_model(size, attention, seed)).to(device).train()
         self.initial = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
-        self.forward: Callable[..., Any] = torch.compile(self.model) if compiled else self.model
+        self.forward = self.make_forward()
         self._reset()
         generator = torch.Generator().manual_seed(seed)
         shape = (size.batch, size.length)
         self.noise_BT = torch.randint(size.vocabulary, shape, generator=generator).to(device)
+
+    def build(self, theirs: nn.Module) -> nn.Module:
+        """The model to train, from Hugging Face's with the initial weights."""
+        return theirs
+
+    def make_forward(self) -> Callable[..., Any]:
+        """What :meth:`loss` calls: the model, compiled or not."""
+        return torch.compile(self.model) if self.compiled else self.model
+
+    def loss(self, tokens_BT: Tensor) -> Tensor:
+        """Mean cross-entropy of each token given those before it in its row."""
+        loss: Tensor = self.forward(input_ids=tokens_BT, labels=tokens_BT).loss
+        return loss
 
     def _reset(self) -> None:
         self.model.load_state_dict(self.initial)
@@ -123,18 +142,22 @@ class TrainingJob:
         """One optimizer step; the loss, still on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss: Tensor = self.forward(input_ids=tokens_BT, labels=tokens_BT).loss
+            loss = self.loss(tokens_BT)
         torch.autograd.backward(loss)
         self.optimizer.step()
         return loss.detach()
 
     def prepare(self) -> dict[str, Any]:
-        """Compile, by two steps; how often the compiled graph broke, and the model's size."""
+        """Compile, by two steps; then :meth:`facts`."""
         for _ in range(2):
             self.step(self.noise_BT)
         self._finish()
+        return self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        """How often the compiled graph broke, which attention runs, and the model's size."""
         breaks = torch._dynamo.utils.counters["graph_break"]
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = self.parameters()
         return {
             "attention_path": self._path(),
             "graph_breaks": sum(breaks.values()) if self.compiled else None,
@@ -142,9 +165,12 @@ class TrainingJob:
             "flops_per_token": self.size.flops_per_token(parameters),
         }
 
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def _path(self) -> str | None:
         """Which of our kernels run, and why; None where the attention is not ours."""
-        if self.model.config._attn_implementation != NAME:
+        if self.attention != NAME:
             return None
         size = self.size
         shape = (size.batch, size.length, size.heads, size.width // size.heads)
@@ -215,15 +241,19 @@ class TrainingJob:
             torch.cuda.empty_cache()
 
 
-def serve(connection: Connection, slots: Any, job: tuple[Any, ...]) -> None:
+def serve(connection: Connection, turns: Sequence[Any], job: tuple[Any, ...]) -> None:
     """Run a job's methods as asked over ``connection``: (method, *arguments) in, (value, fault) out.
 
-    ``slots`` is a semaphore over processes: only so many compile at once.
+    ``job`` is its class and that one's arguments; ``turns`` are locks and semaphores over processes, held
+    while it compiles and takes its first steps.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the asker ends the jobs
     try:
-        with slots:
-            training = TrainingJob(*job)
+        with ExitStack() as held:
+            for turn in turns:
+                held.enter_context(turn)
+            make, *arguments = job
+            training = make(*arguments)
             connection.send((training.prepare(), None))
         while (request := connection.recv()) is not None:
             method, *arguments = request

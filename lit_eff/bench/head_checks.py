@@ -149,6 +149,7 @@ class LossBudget:
                     vocabulary_group=None,
                     first_column=0,
                     vocabulary=None,
+                    columns=None,
                 )
                 call = LossCall(
                     [hidden_NC] * 2, [matrix_VC], [matrix_VC[:, 0].contiguous()], [0, 0], [-1, 0], [0.5, 0.5],

@@ -97,6 +97,7 @@ def chunked_exit_loss(
     softcap: float | None = None,
     distillation: Distillation | None = None,
     chunk: int | None = None,
+    columns: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`exit_loss_from_logits` of ``hidden @ weight.T + bias``, without holding the logits.
 
@@ -109,6 +110,8 @@ def chunked_exit_loss(
         targets_N: int64, -100 ignored.
         weights: each exit's weight.
         chunk: tokens whose logits are held at a time; the default suits the device.
+        columns: rows of the output matrices that are the vocabulary; those after them round its size up, take
+            no part and get a zero gradient. None for all.
 
     Returns:
         As :func:`exit_loss_from_logits`. Gradients can be taken once (no double backward).
@@ -124,6 +127,7 @@ def chunked_exit_loss(
             distillation=0.0 if distillation is None else distillation.share,
             temperature=1.0 if distillation is None else distillation.temperature,
             chunk=chunk,
+            columns=columns,
         )
         return losses.loss, losses.nll_E
     matrices: list[Tensor] = []
@@ -132,6 +136,8 @@ def chunked_exit_loss(
     for head in heads:  # a shared matrix gets one gradient buffer
         matrix_of.append(position_in(matrices, head.weight_VC))
         bias_of.append(None if head.bias_V is None else position_in(biases, head.bias_V))
+    if columns is not None:
+        matrices, biases = [m[:columns] for m in matrices], [b[:columns] for b in biases]
     device = targets_N.device
     autocast = torch.is_autocast_enabled(device.type)
     plan = _Plan(

@@ -78,6 +78,31 @@ def test_any_shape(exits: int, tokens: int, vocabulary: int, chunk: int, options
 
 
 @pytest.mark.usefixtures("interpreter", "poisoned")
+@pytest.mark.parametrize("columns", [1, 127, 128, 133])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_padding_takes_no_part(columns: int, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with weights cut off at ``columns``, whatever the rows after them hold; their gradient is zero."""
+    monkeypatch.setattr(operator, "INTERPRETED", kernels)
+    case = LossCase(biased=(0, 2), options=EVERYTHING)
+    inputs = case.draw(torch.float32)
+    inputs.targets_N = inputs.targets_N.where(inputs.targets_N < columns, -100)
+    whole = [*inputs.matrices, *inputs.biases]
+    with torch.no_grad():
+        for leaf in whole:
+            leaf[columns:] = 50.0  # would be every row's maximum
+    got = inputs.ours(chunk=4, columns=columns)
+    found = inputs.gradients(got, 2.5)
+    inputs.matrices = [each[:columns].detach().requires_grad_() for each in inputs.matrices]
+    inputs.biases = [each[:columns].detach().requires_grad_() for each in inputs.biases]
+    exact = inputs.reference(torch.float64)
+    for name, one, other in zip(got._fields, got, exact, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=2e-5, atol=2e-6, msg=name)
+    for one, other in zip(found, inputs.gradients(exact, 2.5), strict=True):
+        torch.testing.assert_close(one[: len(other)], other, rtol=1e-4, atol=2e-6)
+        assert not one[len(other) :].any()
+
+
+@pytest.mark.usefixtures("interpreter", "poisoned")
 def test_float16_is_as_good_as_torch() -> None:
     """Gradients far below float16's smallest number survive until they are scaled."""
     inputs = LossCase(exits=2, tokens=64, vocabulary=3000, ignored=3).draw(torch.float16)
@@ -276,6 +301,9 @@ def wrong(**changes: Any) -> dict[str, Any]:
         (wrong(softcap=0.0), "softcap 0.0"),
         (wrong(temperature=0.0), "temperature 0.0"),
         (wrong(chunk=0), "chunk 0"),
+        (wrong(columns=0), "columns is 0; expected 1 to 10"),
+        (wrong(columns=11), "columns is 11; expected 1 to 10"),
+        (wrong(columns=3), "targets from 0 to 3; expected 0 to 2"),
     ],
 )
 def test_bad_input_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:

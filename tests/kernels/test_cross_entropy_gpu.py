@@ -64,6 +64,26 @@ def test_predictions_are_torchs() -> None:
     assert losses.agreement_E.tolist() == pytest.approx([agree, 1.0], abs=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("columns", "rows"), [(50_257, 50_304), (1000, 1024), (4097, 8192)])
+def test_padding_takes_no_part(columns: int, rows: int, dtype: torch.dtype) -> None:
+    """As with weights cut off at ``columns``; no gradient after them."""
+    inputs = LossCase(2, 300, 64, rows, biased=(0,), options=EVERYTHING).draw(dtype, "cuda")
+    inputs.targets_N = inputs.targets_N.where(inputs.targets_N < columns, -100)
+    with torch.no_grad():
+        for leaf in (*inputs.matrices, *inputs.biases):
+            leaf[columns:] = 50.0  # would be every row's maximum
+    got, found = poisoned(inputs, 2.0**10, chunk=128, columns=columns)
+    inputs.matrices = [each[:columns].detach().requires_grad_() for each in inputs.matrices]
+    inputs.biases = [each[:columns].detach().requires_grad_() for each in inputs.biases]
+    expected, wanted = poisoned(inputs, 2.0**10, chunk=128)
+    torch.testing.assert_close(got.loss, expected.loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.confidence_E, expected.confidence_E, rtol=1e-3, atol=1e-5)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one[: len(other)] - other).norm() <= 5e-3 * other.norm()
+        assert not one[len(other) :].any()
+
+
 def test_offsets_beyond_31_bits() -> None:
     """A chunk of 45,056 x 50,304 logits; rows by themselves do not depend on the chunk's size."""
     tokens, columns = 45_056, 50_304

@@ -19,7 +19,7 @@ ALL = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot
 
 def arguments(hiddens: list[Tensor], matrix_VC: Tensor, targets_N: Tensor) -> tuple[Any, ...]:
     exits = hiddens[0].shape[0] if hiddens[0].ndim == 3 else len(hiddens)
-    numbers = (torch.float32, -100, 0.1, 0.01, 3.0, 0.4, 2.0, 8, None, None, 0, None)
+    numbers = (torch.float32, -100, 0.1, 0.01, 3.0, 0.4, 2.0, 8, None, None, 0, None, 130)
     return (hiddens, [matrix_VC], [], targets_N, None, [0] * exits, [-1] * exits, [0.5] * exits, *numbers)
 
 

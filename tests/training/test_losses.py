@@ -99,6 +99,19 @@ def test_distillation(softcap: float | None, temperature: float) -> None:
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-13)
 
 
+def test_padding_of_the_matrices_takes_no_part() -> None:
+    case, cut = Case(), 24
+    case.targets = case.targets.where(case.targets < cut, -100)
+    loss, nll = case.chunked(columns=cut)
+    logits = [each[:, :cut] for each in case.logits()]
+    expected, separate = exit_loss_from_logits(logits, case.targets, case.weights)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(nll, separate)
+    found, wanted = (torch.autograd.grad(each, case.parameters) for each in (loss, expected))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_bfloat16_errs_no_more_than_twice_as_much_as_torch() -> None:
     exact = Case()
     wanted = torch.autograd.grad(exact.chunked()[0], exact.parameters)
