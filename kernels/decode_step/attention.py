@@ -1,4 +1,4 @@
-"""Attention on the cache: a row, a kv head and a chunk of the slots at a time (Flash-Decoding, Dao et al. 2023).
+"""Attention on the cache: a row, a kv head and a chunk of the slots at a time (Flash-Decoding, 2023).
 
 Chunk borders are multiples of one constant, whatever the length; the program that ends a row's last chunk
 joins all of them in order. So a row's bits depend on nothing but the row.
@@ -55,7 +55,7 @@ def chunk_phase(
     m_slot = o_slot <= position
     sequence = tl.load(row.sequence + i_n).to(tl.int64)
     o_tile = o_slot.to(tl.int64)[:, None] * cache.stride_slot + o_d[None, :]
-    o_tile += layer.to(tl.int64) * cache.stride_layer + sequence * cache.stride_sequence
+    o_tile += layer * cache.stride_layer + sequence * cache.stride_sequence
     o_tile += i_kv * cache.stride_head
     i_head = i_n.to(tl.int64) * HEADS + i_kv * GROUP
     o_row = (i_head + o_g)[:, None] * HEAD_DIM + o_d[None, :]
@@ -110,4 +110,4 @@ def joined(work, p_partial, o_part, m_g, parts, GROUP_TILE: tl.constexpr, HEAD_D
             loaded += ((b_next, b_next_max, b_next_sum),)  # type: ignore[assignment]
         for j in tl.static_range(JOINED):
             b_acc, b_max, b_sum = fold(b_acc, b_max, b_sum, loaded[j][0], loaded[j][1], loaded[j][2])
-    return b_acc / b_sum[:, None]
+    return b_acc / tl.where(m_g, b_sum, 1.0)[:, None]

@@ -48,6 +48,25 @@ def wait_for_all(p_arrived, target):
 
 
 @triton.jit
+def stamp(p_trace, i, programs, event):
+    """Note the multiprocessor's clock for an event of this program: (events, P) int64."""
+    if p_trace is not None:
+        clock = tl.inline_asm_elementwise(
+            "mov.u64 $0, %clock64;", "=l", [], dtype=tl.int64, is_pure=False, pack=1
+        )
+        tl.store(p_trace + event * programs + i, clock)
+
+
+@triton.jit
+def next_phase(work, p_trace, i, programs, target, event):
+    """Wait for all; returns the arrivals and the event counted so far. Two events: before and after."""
+    stamp(p_trace, i, programs, event)
+    wait_for_all(work.barrier, target + programs)
+    stamp(p_trace, i, programs, event + 1)
+    return target + programs, event + 2
+
+
+@triton.jit
 def read_ahead(p_first, bytes):
     """Bring ``bytes`` (a multiple of 16, none if 0) from a 16-byte boundary on into the L2 cache (sm_90).
 
@@ -85,7 +104,7 @@ def read_rows_ahead(p_matrix, first, rows, MOST: tl.constexpr, CHANNELS: tl.cons
 def read_pairs_ahead(
     p_matrix, first, pairs, HALF_DIM: tl.constexpr, MOST: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """Likewise MOST at the most of ``pairs`` pairs of rows that lie HALF_DIM apart, two heads' at the most."""
+    """Likewise MOST at the most of ``pairs`` pairs of rows HALF_DIM apart, of two heads at the most."""
     if MOST > 0:
         pairs = tl.minimum(pairs, MOST)
         row = first // HALF_DIM * (2 * HALF_DIM) + first % HALF_DIM

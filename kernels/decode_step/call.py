@@ -84,10 +84,12 @@ def step_launches(
     layers: tuple[int, int],
     capability: int,
     advance: int = 0,
+    trace: Tensor | None = None,
 ) -> list[Launch]:
     """Launches that run layers [first, last) of ``rows`` rows; before layer 0 comes the embedding.
 
-    Positions grow by ``advance`` at the end.
+    Positions grow by ``advance`` at the end. ``trace``, int64 (1 + 2 barriers + 1, P), takes each program's
+    clock when it starts, before and after each barrier, and when it ends.
     """
     first, last = layers
     rate = weights.embedding.element_size()
@@ -98,6 +100,7 @@ def step_launches(
         "row": row,
         "cache": cache,
         "work": work,
+        "p_trace": trace,
         "rows": rows,
         "capacity": slots,
         "chunks": -(-slots // plan.keys),

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from lit_eff.kernels.decode_step.attention import attention_phase
-from lit_eff.kernels.decode_step.barrier import read_pairs_ahead, read_rows_ahead, wait_for_all
+from lit_eff.kernels.decode_step.barrier import next_phase, read_pairs_ahead, read_rows_ahead, stamp
 from lit_eff.kernels.decode_step.phases import embed_phase, gate_up_phase, qkv_phase, residual_phase
 from lit_eff.kernels.decode_step.product import share
 
@@ -32,7 +32,7 @@ def advanced(row, rows, advance, ROWS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "first", "last", "advance", "capacity", "chunks"])
 def decode_step_kernel(
-    weights, row, cache, work, rows, first, last, advance, capacity, chunks, epsilon, scale,
+    weights, row, cache, work, p_trace, rows, first, last, advance, capacity, chunks, epsilon, scale,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     INNER: tl.constexpr, ROWS: tl.constexpr, GROUP_TILE: tl.constexpr, KEYS: tl.constexpr,
     LANES: tl.constexpr, CHUNK: tl.constexpr, BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
@@ -47,8 +47,9 @@ def decode_step_kernel(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    target = 0
+    target, event = 0, 1
     if not ALONE:
+        stamp(p_trace, i, programs, 0)
         target = tl.load(work.barrier + 1, cache_modifier=".cg")
     first_qkv, last_qkv = share(i, QKV // 2, programs)
     first_hidden, last_hidden = share(i, CHANNELS, programs)
@@ -57,22 +58,21 @@ def decode_step_kernel(
         embed_phase(weights, row, work, rows, capacity, i, programs, CHANNELS, ROWS, BLOCK_HIDDEN)
         if not ALONE:
             read_pairs_ahead(weights.qkv, first_qkv, last_qkv - first_qkv, HEAD_DIM // 2, AHEAD_QKV, CHANNELS)
-            target += programs
-            wait_for_all(work.barrier, target)
-    for layer in tl.range(first, last, num_stages=1):
-        o_layer = layer.to(tl.int64)
+            target, event = next_phase(work, p_trace, i, programs, target, event)
+    for i_layer in tl.range(first, last, num_stages=1):
+        layer = tl.full([], 0, tl.int64) + i_layer  # the interpreter's counters have no dtype
         if not ALONE or PHASE == "qkv":
             qkv_phase(
                 weights, row, cache, work, layer, rows, epsilon, i, programs,
                 CHANNELS, HEADS, KV_HEADS, HEAD_DIM, ROWS, BLOCK_QKV, LANES, CHUNK, SQUARES,
             )  # fmt: skip
-        p_output = weights.output + o_layer * (CHANNELS * HEADS_DIM)
-        p_gate_up = weights.gate_up + o_layer * (2 * INNER * CHANNELS)
-        p_down = weights.down + o_layer * (CHANNELS * INNER)
+        p_gains = weights.gains + 2 * layer * CHANNELS
+        p_output = weights.output + layer * (CHANNELS * HEADS_DIM)
+        p_gate_up = weights.gate_up + layer * (2 * INNER * CHANNELS)
+        p_down = weights.down + layer * (CHANNELS * INNER)
         if not ALONE:
             read_rows_ahead(p_output, first_hidden, last_hidden - first_hidden, AHEAD_OUTPUT, HEADS_DIM)
-            target += programs
-            wait_for_all(work.barrier, target)
+            target, event = next_phase(work, p_trace, i, programs, target, event)
         if not ALONE or PHASE == "attention":
             attention_phase(
                 row, cache, work, layer, rows, chunks, scale, i, programs,
@@ -83,16 +83,14 @@ def decode_step_kernel(
             read_rows_ahead(
                 p_gate_up + INNER * CHANNELS, first_inner, last_inner - first_inner, AHEAD_GATE_UP, CHANNELS
             )
-            target += programs
-            wait_for_all(work.barrier, target)
+            target, event = next_phase(work, p_trace, i, programs, target, event)
         if not ALONE or PHASE == "output":
             residual_phase(
-                work.attended, p_output, weights.gains + (2 * o_layer + 1) * CHANNELS, work, rows, i, programs,
-                HEADS_DIM, CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK,
+                work.attended, p_output, p_gains + CHANNELS, work, rows, i, programs, HEADS_DIM,
+                CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK,
             )  # fmt: skip
         if not ALONE:
-            target += programs
-            wait_for_all(work.barrier, target)
+            target, event = next_phase(work, p_trace, i, programs, target, event)
         if not ALONE or PHASE == "gate_up":
             gate_up_phase(
                 weights, work, layer, rows, epsilon, i, programs,
@@ -100,18 +98,18 @@ def decode_step_kernel(
             )  # fmt: skip
         if not ALONE:
             read_rows_ahead(p_down, first_hidden, last_hidden - first_hidden, AHEAD_DOWN, INNER)
-            target += programs
-            wait_for_all(work.barrier, target)
+            target, event = next_phase(work, p_trace, i, programs, target, event)
         if not ALONE or PHASE == "down":
             residual_phase(
-                work.inner, p_down, weights.gains + (2 * o_layer + 2) * CHANNELS, work, rows, i, programs,
-                INNER, CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK,
+                work.inner, p_down, p_gains + 2 * CHANNELS, work, rows, i, programs, INNER,
+                CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK,
             )  # fmt: skip
         if not ALONE and layer + 1 < last:
-            p_qkv = weights.qkv + (o_layer + 1) * (QKV * CHANNELS)
+            p_qkv = weights.qkv + (layer + 1) * (QKV * CHANNELS)
             read_pairs_ahead(p_qkv, first_qkv, last_qkv - first_qkv, HEAD_DIM // 2, AHEAD_QKV, CHANNELS)
-            target += programs
-            wait_for_all(work.barrier, target)
+            target, event = next_phase(work, p_trace, i, programs, target, event)
+    if not ALONE:
+        stamp(p_trace, i, programs, event)
     # All programs are past the last barrier that this one is past, hence past what they read here.
     if i == 0:
         if not ALONE:

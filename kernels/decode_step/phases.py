@@ -84,7 +84,7 @@ def qkv_phase(
     """
     HALF: tl.constexpr = BLOCK_O // 2
     HALF_DIM: tl.constexpr = HEAD_DIM // 2
-    p_weight = weights.qkv + layer.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * HEAD_DIM * CHANNELS)
+    p_weight = weights.qkv + layer * ((HEADS + 2 * KV_HEADS) * HEAD_DIM * CHANNELS)
     first, last = share(i, (HEADS + 2 * KV_HEADS) * HALF_DIM, programs)
     for unit in tl.range(first, last, HALF):
         o_both = tl.arange(0, BLOCK_O)
@@ -119,7 +119,7 @@ def qkv_phase(
             p_query += (i_head * HEAD_DIM + o_d)[:, None]
             tl.store(p_query, b_first, mask=m_query)
             tl.store(p_query + HALF_DIM, b_second, mask=m_query)
-            o_slot = layer.to(tl.int64) * cache.stride_layer + b_sequence.to(tl.int64) * cache.stride_sequence
+            o_slot = layer * cache.stride_layer + b_sequence.to(tl.int64) * cache.stride_sequence
             o_slot += b_position.to(tl.int64) * cache.stride_slot
             m_key = m_y & ((i_head >= HEADS) & (i_head < HEADS + KV_HEADS))[:, None]
             o_key = o_slot[None, :] + ((i_head - HEADS) * cache.stride_head + o_d)[:, None]
@@ -136,7 +136,7 @@ def residual_phase(
     INPUTS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
     LANES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A product added to the residual stream: of the attention's outputs, or of the MLP's inner activations."""
+    """A product added to the residual stream: of the attention's outputs or the MLP's inner ones."""
     first, last = share(i, CHANNELS, programs)
     for n in tl.range(0, rows, ROWS):
         o_n = n + tl.arange(0, ROWS)
@@ -161,7 +161,7 @@ def gate_up_phase(
 ):  # fmt: skip
     """Norm, gates and what they gate (SwiGLU, Shazeer 2020). A unit is a gate and its partner."""
     HALF: tl.constexpr = BLOCK_O // 2
-    p_weight = weights.gate_up + layer.to(tl.int64) * (2 * INNER * CHANNELS)
+    p_weight = weights.gate_up + layer * (2 * INNER * CHANNELS)
     first, last = share(i, INNER, programs)
     for unit in tl.range(first, last, HALF):
         o_both = tl.arange(0, BLOCK_O)
