@@ -32,8 +32,8 @@ for r in json.loads(sys.argv[1]):
     row = Rows(place.long(), place, place, torch.empty(rows, slots, dtype=torch.int64))
     cache = wide(layers, rows, slots, shape.kv_heads, shape.head_dim)
     work = new_work(shape, plan, rows, slots, weights.embedding)
-    for launch in step_launches(shape, replace(plan, form=r["form"]), weights, row, cache_of(cache, cache), work,
-                                rows, (0, layers), r["capability"])[:6]:
+    for launch in step_launches(shape, replace(plan, form=r["form"]), weights, row, cache_of(cache, cache),
+                                work, rows, (0, layers), r["capability"])[:6]:
         print(json.dumps(dataclasses.asdict(compile_launch(launch, r["capability"]))))
 """
 LIMITS = {80: get_device("L4").shared_memory_per_block, 90: get_device("H100 SXM").shared_memory_per_block}
