@@ -46,7 +46,7 @@ def decode_step_reference(
         gain, mlp_gain = weights.gains[2 * layer], weights.gains[2 * layer + 1]
         qkv_NHD = F.linear(normalise(x_NC, Norm(gain, None, epsilon), wide), weights.qkv[layer])
         qkv_NHD = qkv_NHD.view(len(x_NC), -1, head_dim)
-        q_NHD, k_NKD, v_NKD = qkv_NHD.split([heads, kv_heads, kv_heads], dim=1)
+        q_NHD, k_NKD, v_NKD = torch.split(qkv_NHD, [heads, kv_heads, kv_heads], dim=1)
         q_NHD, k_NKD = turn(q_NHD, cos_NE, sin_NE), turn(k_NKD, cos_NE, sin_NE)
         k_LBSKD[layer, sequence_N, position_N] = k_NKD
         v_LBSKD[layer, sequence_N, position_N] = v_NKD
