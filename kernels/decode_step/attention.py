@@ -14,36 +14,64 @@ import triton
 import triton.language as tl
 
 from lit_eff.kernels.attention.with_cache.combine import fold
+from lit_eff.kernels.decode_step.barrier import read_ahead
 
 JOINED = tl.constexpr(4)  # chunks whose loads are on their way together
 
 
 @triton.jit
-def attention_phase(
-    row, cache, work, layer, rows, chunks, scale, i, programs,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP_TILE: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """``scale`` is that of the scores times log2 e; ``chunks`` those of a full cache (J)."""
+def longest_of(row, rows, ROWS: tl.constexpr):
+    """The greatest position of any row."""
     b_last = tl.zeros([ROWS], tl.int32)
     for n in tl.range(0, rows, ROWS):
         o_n = n + tl.arange(0, ROWS)
         b_last = tl.maximum(b_last, tl.load(row.position + o_n, mask=o_n < rows, other=0))
+    return tl.max(b_last, 0)
+
+
+@triton.jit
+def read_cache_ahead(
+    cache, layer, rows, position, sequence, i, KV_HEADS: tl.constexpr, KEYS: tl.constexpr
+):  # fmt: skip
+    """Bring the chunk of this program's first item into the L2 cache; its heads' programs each a part of it."""
+    PART: tl.constexpr = (KEYS + KV_HEADS - 1) // KV_HEADS
     items = rows * KV_HEADS
-    for item in tl.range(i, items * (tl.max(b_last, 0) // KEYS + 1), programs):
+    first = i // items * KEYS + i % KV_HEADS * PART
+    slots = tl.minimum(tl.minimum(PART, KEYS - i % KV_HEADS * PART), position - first)  # its own comes later
+    if slots > 0:
+        o_first = layer * cache.stride_layer + sequence.to(tl.int64) * cache.stride_sequence
+        o_first += first.to(tl.int64) * cache.stride_slot
+        bytes = slots * cache.stride_slot * (cache.k.dtype.element_ty.primitive_bitwidth // 8)
+        read_ahead(cache.k + o_first, bytes)
+        read_ahead(cache.v + o_first, bytes)
+
+
+@triton.jit
+def attention_phase(
+    row, cache, work, layer, rows, longest, position, sequence, chunks, scale, i, programs,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP_TILE: tl.constexpr,
+    KEYS: tl.constexpr,
+):  # fmt: skip
+    """``scale`` is that of the scores times log2 e; ``chunks`` those of a full cache (J); ``position`` and
+    ``sequence`` the row's of this program's first item.
+    """
+    items = rows * KV_HEADS
+    for item in tl.range(i, items * (longest // KEYS + 1), programs):
         i_chunk = item // items
         i_n = item % items // KV_HEADS
-        position = tl.load(row.position + i_n)
+        if item != i:
+            position = tl.load(row.position + i_n)
+            sequence = tl.load(row.sequence + i_n)
         if i_chunk * KEYS <= position:
             chunk_phase(
-                row, cache, work, layer, i_n, item % KV_HEADS, i_chunk, position, chunks, scale,
-                HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS,
+                cache, work, layer, i_n, item % KV_HEADS, i_chunk, position, sequence.to(tl.int64), chunks,
+                scale, HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS,
             )  # fmt: skip
 
 
 @triton.jit
 def chunk_phase(
-    row, cache, work, layer, i_n, i_kv, i_chunk, position, chunks, scale,
+    cache, work, layer, i_n, i_kv, i_chunk, position, sequence, chunks, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP_TILE: tl.constexpr,
     KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -53,7 +81,6 @@ def chunk_phase(
     m_g = o_g < GROUP
     o_slot = i_chunk * KEYS + tl.arange(0, KEYS)
     m_slot = o_slot <= position
-    sequence = tl.load(row.sequence + i_n).to(tl.int64)
     o_tile = o_slot.to(tl.int64)[:, None] * cache.stride_slot + o_d[None, :]
     o_tile += layer * cache.stride_layer + sequence * cache.stride_sequence
     o_tile += i_kv * cache.stride_head

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lit_eff.kernels.decode_step.attention import attention_phase
+from lit_eff.kernels.decode_step.attention import attention_phase, longest_of, read_cache_ahead
 from lit_eff.kernels.decode_step.barrier import next_phase, read_pairs_ahead, read_rows_ahead, stamp
 from lit_eff.kernels.decode_step.phases import embed_phase, gate_up_phase, qkv_phase, residual_phase
 from lit_eff.kernels.decode_step.product import share
@@ -35,7 +35,8 @@ def decode_step_kernel(
     weights, row, cache, work, p_trace, rows, first, last, advance, capacity, chunks, epsilon, scale,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     INNER: tl.constexpr, ROWS: tl.constexpr, GROUP_TILE: tl.constexpr, KEYS: tl.constexpr,
-    LANES: tl.constexpr, CHUNK: tl.constexpr, BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
+    LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, LANES_INNER: tl.constexpr,
+    CHUNK_INNER: tl.constexpr, STAGES_INNER: tl.constexpr, BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
     BLOCK_INNER: tl.constexpr, SQUARES: tl.constexpr, EMBED: tl.constexpr, PHASE: tl.constexpr,
     AHEAD_QKV: tl.constexpr, AHEAD_OUTPUT: tl.constexpr, AHEAD_GATE_UP: tl.constexpr,
     AHEAD_DOWN: tl.constexpr, EARLY: tl.constexpr,
@@ -54,6 +55,10 @@ def decode_step_kernel(
     first_qkv, last_qkv = share(i, QKV // 2, programs)
     first_hidden, last_hidden = share(i, CHANNELS, programs)
     first_inner, last_inner = share(i, INNER, programs)
+    # What attention wants to know is the same in all layers.
+    longest = longest_of(row, rows, ROWS)
+    i_row = i % (rows * KV_HEADS) // KV_HEADS
+    position, sequence = tl.load(row.position + i_row), tl.load(row.sequence + i_row)
     if (EMBED and not ALONE) or PHASE == "embed":
         embed_phase(weights, row, work, rows, capacity, i, programs, CHANNELS, ROWS, BLOCK_HIDDEN)
         if not ALONE:
@@ -64,19 +69,21 @@ def decode_step_kernel(
         if not ALONE or PHASE == "qkv":
             qkv_phase(
                 weights, row, cache, work, layer, rows, epsilon, i, programs,
-                CHANNELS, HEADS, KV_HEADS, HEAD_DIM, ROWS, BLOCK_QKV, LANES, CHUNK, SQUARES,
+                CHANNELS, HEADS, KV_HEADS, HEAD_DIM, ROWS, BLOCK_QKV, LANES, CHUNK, STAGES, SQUARES,
             )  # fmt: skip
         p_gains = weights.gains + 2 * layer * CHANNELS
         p_output = weights.output + layer * (CHANNELS * HEADS_DIM)
         p_gate_up = weights.gate_up + layer * (2 * INNER * CHANNELS)
         p_down = weights.down + layer * (CHANNELS * INNER)
         if not ALONE:
+            if AHEAD_OUTPUT > 0:
+                read_cache_ahead(cache, layer, rows, position, sequence, i, KV_HEADS, KEYS)
             read_rows_ahead(p_output, first_hidden, last_hidden - first_hidden, AHEAD_OUTPUT, HEADS_DIM)
             target, event = next_phase(work, p_trace, i, programs, target, event)
         if not ALONE or PHASE == "attention":
             attention_phase(
-                row, cache, work, layer, rows, chunks, scale, i, programs,
-                HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, ROWS, KEYS,
+                row, cache, work, layer, rows, longest, position, sequence, chunks, scale, i, programs,
+                HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS,
             )  # fmt: skip
         if not ALONE:
             read_rows_ahead(p_gate_up, first_inner, last_inner - first_inner, AHEAD_GATE_UP, CHANNELS)
@@ -87,14 +94,14 @@ def decode_step_kernel(
         if not ALONE or PHASE == "output":
             residual_phase(
                 work.attended, p_output, p_gains + CHANNELS, work, rows, i, programs, HEADS_DIM,
-                CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK,
+                CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK, STAGES,
             )  # fmt: skip
         if not ALONE:
             target, event = next_phase(work, p_trace, i, programs, target, event)
         if not ALONE or PHASE == "gate_up":
             gate_up_phase(
                 weights, work, layer, rows, epsilon, i, programs,
-                CHANNELS, INNER, ROWS, BLOCK_INNER, LANES, CHUNK, SQUARES,
+                CHANNELS, INNER, ROWS, BLOCK_INNER, LANES_INNER, CHUNK_INNER, STAGES_INNER, SQUARES,
             )  # fmt: skip
         if not ALONE:
             read_rows_ahead(p_down, first_hidden, last_hidden - first_hidden, AHEAD_DOWN, INNER)
@@ -102,7 +109,7 @@ def decode_step_kernel(
         if not ALONE or PHASE == "down":
             residual_phase(
                 work.inner, p_down, p_gains + 2 * CHANNELS, work, rows, i, programs, INNER,
-                CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK,
+                CHANNELS, ROWS, BLOCK_HIDDEN, LANES, CHUNK, STAGES,
             )  # fmt: skip
         if not ALONE and layer + 1 < last:
             p_qkv = weights.qkv + (layer + 1) * (QKV * CHANNELS)

@@ -76,7 +76,7 @@ def qkv_phase(
     weights, row, cache, work, layer, rows, epsilon, i, programs,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_O: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr,
-    SQUARES: tl.constexpr,
+    STAGES: tl.constexpr, SQUARES: tl.constexpr,
 ):  # fmt: skip
     """Norm, queries, keys and values, rotary positions (Su et al. 2021); keys and values to the cache.
 
@@ -104,8 +104,9 @@ def qkv_phase(
             b_cosine = tl.load(weights.cosines + o_angle, mask=m_y, other=1.0)
             b_sine = tl.load(weights.sines + o_angle, mask=m_y, other=0.0)
             b_y = product(
-                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK
-            )
+                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK,
+                STAGES,
+            )  # fmt: skip
             b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
             b_first, b_second = halves_of(b_y, HALF, ROWS)
             b_turned = tl.fma(b_first, b_cosine, -(b_second * b_sine))
@@ -134,7 +135,7 @@ def qkv_phase(
 def residual_phase(
     p_x, p_weight, p_gain, work, rows, i, programs,
     INPUTS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
-    LANES: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """A product added to the residual stream: of the attention's outputs or the MLP's inner ones."""
     first, last = share(i, CHANNELS, programs)
@@ -147,7 +148,7 @@ def residual_phase(
             m_o = o_o < last
             p_hidden = work.hidden + o_n.to(tl.int64)[None, :] * CHANNELS + o_o[:, None]
             b_hidden = tl.load(p_hidden, mask=m_o[:, None] & m_n[None, :], other=0.0, cache_modifier=".cg")
-            b_y = product(p_x, p_weight, o_n, m_n, o_o, m_o, INPUTS, ROWS, BLOCK_O, LANES, CHUNK)
+            b_y = product(p_x, p_weight, o_n, m_n, o_o, m_o, INPUTS, ROWS, BLOCK_O, LANES, CHUNK, STAGES)
             b_y += b_hidden.to(tl.float32)
             b_squares += hidden_stored(work, p_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
         tl.store(work.squares + o_n.to(tl.int64) * programs + i, b_squares, mask=m_n)
@@ -157,7 +158,7 @@ def residual_phase(
 def gate_up_phase(
     weights, work, layer, rows, epsilon, i, programs,
     CHANNELS: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
-    LANES: tl.constexpr, CHUNK: tl.constexpr, SQUARES: tl.constexpr,
+    LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, SQUARES: tl.constexpr,
 ):  # fmt: skip
     """Norm, gates and what they gate (SwiGLU, Shazeer 2020). A unit is a gate and its partner."""
     HALF: tl.constexpr = BLOCK_O // 2
@@ -173,8 +174,9 @@ def gate_up_phase(
             m_n = o_n < rows
             b_squares = squares_of(work, o_n, m_n, programs, SQUARES)
             b_y = product(
-                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK
-            )
+                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK,
+                STAGES,
+            )  # fmt: skip
             b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
             b_gate, b_up = halves_of(b_y, HALF, ROWS)
             o_half = unit + tl.arange(0, HALF)

@@ -35,11 +35,14 @@ class Plan:
     keys: int = 128
     lanes: int = 4
     chunk: int = 64
+    lanes_inner: int = 4
+    chunk_inner: int = 64
     block_qkv: int = 32
     block_hidden: int = 16
     block_inner: int = 32
     num_warps: int = 4
     num_stages: int = 4
+    stages_inner: int = 4
     ahead: Ahead = Ahead()
 
 

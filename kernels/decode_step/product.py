@@ -4,7 +4,8 @@ As in `lit_eff.kernels.linear.tile` the weight is the left operand and warps tak
 things differ: tiles may hold fewer rows of the weight than they have room for, as every program takes an
 equal share; and the input is read past the L1 cache, as other programs of the launch have written it.
 
-An element's bits depend on LANES, CHUNK, ROWS and the channels; not on BLOCK_O, the share or the other rows.
+An element's bits depend on LANES, CHUNK, ROWS and the channels; not on BLOCK_O, STAGES, the share or the other
+rows.
 
 Shapes: N rows, C input channels, O outputs.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).
@@ -29,7 +30,7 @@ def share(i, units, programs):
 def product(
     p_x, p_weight, o_n, m_n, o_o, m_o,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, LANES: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows ``o_o`` of the weight times rows ``o_n`` of the input: (BLOCK_O, ROWS) in float32.
 
@@ -45,7 +46,7 @@ def product(
         b_acc = tl.zeros([BLOCK_O, ROWS], tl.float32)
     else:
         b_acc = tl.zeros([LANES, BLOCK_O, ROWS], tl.float32)
-    for c in tl.range(0, CHANNELS, STEP):
+    for c in tl.range(0, CHANNELS, STEP, num_stages=STAGES):
         if CHANNELS % STEP == 0:
             b_weight = tl.load(p_weight, mask=m_weight, other=0.0)
             b_x = tl.load(p_x, mask=m_x, other=0.0, cache_modifier=".cg")
