@@ -17,7 +17,13 @@ import triton.language as tl
 
 from lit_eff.kernels.decode_step.attention import attention_phase, longest_of, read_cache_ahead
 from lit_eff.kernels.decode_step.barrier import next_phase, read_pairs_ahead, read_rows_ahead, stamp
-from lit_eff.kernels.decode_step.phases import embed_phase, gate_up_phase, qkv_phase, residual_phase
+from lit_eff.kernels.decode_step.phases import (
+    embed_phase,
+    gate_up_phase,
+    place_of,
+    qkv_phase,
+    residual_phase,
+)
 from lit_eff.kernels.decode_step.product import share
 
 
@@ -35,7 +41,7 @@ def decode_step_kernel(
     weights, row, cache, work, p_trace, rows, first, last, advance, capacity, chunks, epsilon, scale,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     INNER: tl.constexpr, ROWS: tl.constexpr, GROUP_TILE: tl.constexpr, KEYS: tl.constexpr,
-    LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, LANES_INNER: tl.constexpr,
+    STEP_KEYS: tl.constexpr, STAGES_KEYS: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, LANES_INNER: tl.constexpr,
     CHUNK_INNER: tl.constexpr, STAGES_INNER: tl.constexpr, BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
     BLOCK_INNER: tl.constexpr, SQUARES: tl.constexpr, EMBED: tl.constexpr, PHASE: tl.constexpr,
     AHEAD_QKV: tl.constexpr, AHEAD_OUTPUT: tl.constexpr, AHEAD_GATE_UP: tl.constexpr,
@@ -59,6 +65,10 @@ def decode_step_kernel(
     longest = longest_of(row, rows, ROWS)
     i_row = i % (rows * KV_HEADS) // KV_HEADS
     position, sequence = tl.load(row.position + i_row), tl.load(row.sequence + i_row)
+    # So are the places and the angles of the first tile of queries, keys and values.
+    first_tile = place_of(
+        weights, row, first_qkv, last_qkv, 0, rows, HEAD_DIM // 2, BLOCK_QKV // 2, ROWS
+    )
     if (EMBED and not ALONE) or PHASE == "embed":
         embed_phase(weights, row, work, rows, capacity, i, programs, CHANNELS, ROWS, BLOCK_HIDDEN)
         if not ALONE:
@@ -68,7 +78,7 @@ def decode_step_kernel(
         layer = tl.full([], 0, tl.int64) + i_layer  # the interpreter's counters have no dtype
         if not ALONE or PHASE == "qkv":
             qkv_phase(
-                weights, row, cache, work, layer, rows, epsilon, i, programs,
+                weights, row, cache, work, layer, rows, epsilon, i, programs, first_tile,
                 CHANNELS, HEADS, KV_HEADS, HEAD_DIM, ROWS, BLOCK_QKV, LANES, CHUNK, STAGES, SQUARES,
             )  # fmt: skip
         p_gains = weights.gains + 2 * layer * CHANNELS
@@ -83,7 +93,7 @@ def decode_step_kernel(
         if not ALONE or PHASE == "attention":
             attention_phase(
                 row, cache, work, layer, rows, longest, position, sequence, chunks, scale, i, programs,
-                HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS,
+                HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS, STEP_KEYS, STAGES_KEYS,
             )  # fmt: skip
         if not ALONE:
             read_rows_ahead(p_gate_up, first_inner, last_inner - first_inner, AHEAD_GATE_UP, CHANNELS)

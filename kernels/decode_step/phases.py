@@ -72,8 +72,25 @@ def embed_phase(
 
 
 @triton.jit
+def place_of(
+    weights, row, unit, last, n, rows, HALF_DIM: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """Positions and sequences of a row tile, and cosines and sines of the pairs from ``unit`` on."""
+    o_n = n + tl.arange(0, ROWS)
+    m_n = o_n < rows
+    b_position = tl.load(row.position + o_n, mask=m_n, other=0)
+    b_sequence = tl.load(row.sequence + o_n, mask=m_n, other=0)
+    o_half = unit + tl.arange(0, HALF)
+    m_y = (o_half < last)[:, None] & m_n[None, :]
+    o_angle = b_position[None, :] * HALF_DIM + (o_half % HALF_DIM)[:, None]
+    b_cosine = tl.load(weights.cosines + o_angle, mask=m_y, other=1.0)
+    b_sine = tl.load(weights.sines + o_angle, mask=m_y, other=0.0)
+    return b_position, b_sequence, b_cosine, b_sine
+
+
+@triton.jit
 def qkv_phase(
-    weights, row, cache, work, layer, rows, epsilon, i, programs,
+    weights, row, cache, work, layer, rows, epsilon, i, programs, first_tile,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_O: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr,
     STAGES: tl.constexpr, SQUARES: tl.constexpr,
@@ -95,14 +112,14 @@ def qkv_phase(
             o_n = n + tl.arange(0, ROWS)
             m_n = o_n < rows
             b_squares = squares_of(work, o_n, m_n, programs, SQUARES)
-            b_position = tl.load(row.position + o_n, mask=m_n, other=0)
-            b_sequence = tl.load(row.sequence + o_n, mask=m_n, other=0)
+            b_position, b_sequence, b_cosine, b_sine = first_tile
+            if unit + n != first:
+                b_position, b_sequence, b_cosine, b_sine = place_of(
+                    weights, row, unit, last, n, rows, HALF_DIM, HALF, ROWS
+                )
             o_half = unit + tl.arange(0, HALF)
             i_head, o_d = o_half // HALF_DIM, o_half % HALF_DIM
             m_y = (o_half < last)[:, None] & m_n[None, :]
-            o_angle = b_position[None, :] * HALF_DIM + o_d[:, None]
-            b_cosine = tl.load(weights.cosines + o_angle, mask=m_y, other=1.0)
-            b_sine = tl.load(weights.sines + o_angle, mask=m_y, other=0.0)
             b_y = product(
                 work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK,
                 STAGES,

@@ -32,7 +32,8 @@ class Plan:
 
     form: Form
     programs: int
-    keys: int = 128
+    keys: int = 512
+    step_keys: int = 64
     lanes: int = 4
     chunk: int = 64
     lanes_inner: int = 4
@@ -43,6 +44,7 @@ class Plan:
     num_warps: int = 4
     num_stages: int = 4
     stages_inner: int = 4
+    stages_keys: int = 3
     ahead: Ahead = Ahead()
 
 
