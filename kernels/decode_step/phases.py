@@ -33,15 +33,14 @@ def inverse_rms(b_squares, epsilon, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def hidden_stored(work, p_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS: tl.constexpr):
+def hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS: tl.constexpr):
     """Store (BLOCK_O, ROWS) of the residual stream, as it is and times a gain; returns each row's squares."""
     b_hidden = b_y.to(work.hidden.dtype.element_ty)
     m_y = m_o[:, None] & m_n[None, :]
     o_y = o_n.to(tl.int64)[None, :] * CHANNELS + o_o[:, None]
     tl.store(work.hidden + o_y, b_hidden, mask=m_y)
-    b_gain = tl.load(p_gain + o_o, mask=m_o, other=0.0).to(tl.float32)
     b_rounded = tl.where(m_y, b_hidden.to(tl.float32), 0.0)
-    b_scaled = b_rounded * b_gain[:, None]
+    b_scaled = b_rounded * b_gain.to(tl.float32)[:, None]
     tl.store(work.scaled + o_y, b_scaled.to(work.scaled.dtype.element_ty), mask=m_y)
     return tl.sum(b_rounded * b_rounded, 0)
 
@@ -63,7 +62,8 @@ def embed_phase(
             m_o = o_o < last
             p_y = weights.embedding + b_token[None, :] * CHANNELS + o_o[:, None]
             b_y = tl.load(p_y, mask=m_o[:, None] & m_n[None, :], other=0.0).to(tl.float32)
-            b_squares += hidden_stored(work, weights.gains, b_y, o_n, m_n, o_o, m_o, CHANNELS)
+            b_gain = tl.load(weights.gains + o_o, mask=m_o, other=0.0)
+            b_squares += hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
         tl.store(work.squares + o_n.to(tl.int64) * programs + i, b_squares, mask=m_n)
         if i == 0:
             b_place = tl.load(row.sequence + o_n, mask=m_n, other=0).to(tl.int64) * capacity
@@ -117,35 +117,32 @@ def qkv_phase(
                 b_position, b_sequence, b_cosine, b_sine = place_of(
                     weights, row, unit, last, n, rows, HALF_DIM, HALF, ROWS
                 )
-            o_half = unit + tl.arange(0, HALF)
-            i_head, o_d = o_half // HALF_DIM, o_half % HALF_DIM
-            m_y = (o_half < last)[:, None] & m_n[None, :]
             b_y = product(
                 work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK,
                 STAGES,
             )  # fmt: skip
             b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
             b_first, b_second = halves_of(b_y, HALF, ROWS)
+            m_value = (unit + tl.arange(0, HALF) >= (HEADS + KV_HEADS) * HALF_DIM)[:, None]
             b_turned = tl.fma(b_first, b_cosine, -(b_second * b_sine))
             b_turned_too = tl.fma(b_second, b_cosine, b_first * b_sine)
-            m_value = (i_head >= HEADS + KV_HEADS)[:, None]
-            b_first = tl.where(m_value, b_first, b_turned).to(work.query.dtype.element_ty)
-            b_second = tl.where(m_value, b_second, b_turned_too).to(work.query.dtype.element_ty)
+            b_first = tl.where(m_value, b_first, b_turned)
+            b_second = tl.where(m_value, b_second, b_turned_too)
+            b_both = tl.reshape(tl.permute(tl.join(b_first, b_second), (2, 0, 1)), (BLOCK_O, ROWS))
 
-            m_query = m_y & (i_head < HEADS)[:, None]
+            # One store for the three: an element's place says which it is.
+            i_head = o_unit // HALF_DIM
+            o_d = (o_weight - i_head * HEAD_DIM)[:, None]
             p_query = work.query + o_n.to(tl.int64)[None, :] * (HEADS * HEAD_DIM)
-            p_query += (i_head * HEAD_DIM + o_d)[:, None]
-            tl.store(p_query, b_first, mask=m_query)
-            tl.store(p_query + HALF_DIM, b_second, mask=m_query)
+            p_query += i_head[:, None] * HEAD_DIM + o_d
             o_slot = layer * cache.stride_layer + b_sequence.to(tl.int64) * cache.stride_sequence
             o_slot += b_position.to(tl.int64) * cache.stride_slot
-            m_key = m_y & ((i_head >= HEADS) & (i_head < HEADS + KV_HEADS))[:, None]
-            o_key = o_slot[None, :] + ((i_head - HEADS) * cache.stride_head + o_d)[:, None]
-            tl.store(cache.k + o_key, b_first.to(cache.k.dtype.element_ty), mask=m_key)
-            tl.store(cache.k + o_key + HALF_DIM, b_second.to(cache.k.dtype.element_ty), mask=m_key)
-            o_value = o_slot[None, :] + ((i_head - HEADS - KV_HEADS) * cache.stride_head + o_d)[:, None]
-            tl.store(cache.v + o_value, b_first.to(cache.v.dtype.element_ty), mask=m_y & m_value)
-            tl.store(cache.v + o_value + HALF_DIM, b_second.to(cache.v.dtype.element_ty), mask=m_y & m_value)
+            p_key = cache.k + o_slot[None, :] + (i_head - HEADS)[:, None] * cache.stride_head + o_d
+            i_value = (i_head - HEADS - KV_HEADS)[:, None]
+            p_value = cache.v + o_slot[None, :] + i_value * cache.stride_head + o_d
+            p_place = tl.where(i_value >= 0, p_value, p_key)
+            p_place = tl.where((i_head < HEADS)[:, None], p_query, p_place)
+            tl.store(p_place, b_both.to(work.query.dtype.element_ty), mask=m_weight[:, None] & m_n[None, :])
 
 
 @triton.jit
@@ -165,9 +162,10 @@ def residual_phase(
             m_o = o_o < last
             p_hidden = work.hidden + o_n.to(tl.int64)[None, :] * CHANNELS + o_o[:, None]
             b_hidden = tl.load(p_hidden, mask=m_o[:, None] & m_n[None, :], other=0.0, cache_modifier=".cg")
+            b_gain = tl.load(p_gain + o_o, mask=m_o, other=0.0)  # on its way while the product runs
             b_y = product(p_x, p_weight, o_n, m_n, o_o, m_o, INPUTS, ROWS, BLOCK_O, LANES, CHUNK, STAGES)
             b_y += b_hidden.to(tl.float32)
-            b_squares += hidden_stored(work, p_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
+            b_squares += hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
         tl.store(work.squares + o_n.to(tl.int64) * programs + i, b_squares, mask=m_n)
 
 
