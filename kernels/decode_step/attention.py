@@ -1,6 +1,7 @@
 """Attention on the cache: a row, a kv head and a chunk of the slots at a time (Flash-Decoding, 2023).
 
-A program walks its chunk in steps. Chunk borders are multiples of one constant, whatever the length; the program that ends a row's last chunk
+A program's four warps walk its chunk, each with keys of its own, and join what they found at the end. Chunk
+borders are multiples of one constant, whatever the length; the program that ends a row's last chunk
 joins all of them in order. So a row's bits depend on nothing but the row.
 
 Shapes: N rows, H query heads, K kv heads, G heads that share a kv head, D head dim, J chunks.
@@ -15,7 +16,9 @@ import triton.language as tl
 
 from lit_eff.kernels.attention.with_cache.combine import fold
 from lit_eff.kernels.decode_step.barrier import read_ahead
+from lit_eff.kernels.linear.tile import four_lanes_added_up
 
+WARPS = tl.constexpr(4)
 JOINED = tl.constexpr(4)  # chunks whose loads are on their way together
 
 
@@ -50,7 +53,7 @@ def read_cache_ahead(
 def attention_phase(
     row, cache, work, layer, rows, longest, position, sequence, chunks, scale, i, programs,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP_TILE: tl.constexpr,
-    KEYS: tl.constexpr, STEP_KEYS: tl.constexpr, STAGES: tl.constexpr,
+    KEYS: tl.constexpr, WARP_KEYS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``scale`` is that of the scores times log2 e; ``chunks`` those of a full cache (J); ``position`` and
     ``sequence`` the row's of this program's first item.
@@ -65,7 +68,7 @@ def attention_phase(
         if i_chunk * KEYS <= position:
             chunk_phase(
                 cache, work, layer, i_n, item % KV_HEADS, i_chunk, position, sequence.to(tl.int64), chunks,
-                scale, HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS, STEP_KEYS, STAGES,
+                scale, HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS, WARP_KEYS, STAGES,
             )  # fmt: skip
 
 
@@ -73,7 +76,7 @@ def attention_phase(
 def chunk_phase(
     cache, work, layer, i_n, i_kv, i_chunk, position, sequence, chunks, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP_TILE: tl.constexpr,
-    KEYS: tl.constexpr, STEP_KEYS: tl.constexpr, STAGES: tl.constexpr,
+    KEYS: tl.constexpr, WARP_KEYS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = HEADS // KV_HEADS
     o_g = tl.arange(0, GROUP_TILE)
@@ -83,24 +86,35 @@ def chunk_phase(
     o_row = (i_head + o_g)[:, None] * HEAD_DIM + o_d[None, :]
     b_q = tl.load(work.query + o_row, mask=m_g[:, None], other=0.0, cache_modifier=".cg")
     o_head = layer * cache.stride_layer + sequence * cache.stride_sequence + i_kv * cache.stride_head
-    b_acc = tl.zeros([GROUP_TILE, HEAD_DIM], tl.float32)
-    b_max = tl.full([GROUP_TILE], float("-inf"), tl.float32)
-    b_sum = tl.zeros([GROUP_TILE], tl.float32)
+    b_queries = tl.broadcast_to(b_q[None], (WARPS, GROUP_TILE, HEAD_DIM))
+    b_acc = tl.zeros([WARPS, GROUP_TILE, HEAD_DIM], tl.float32)
+    b_max = tl.full([WARPS, GROUP_TILE], float("-inf"), tl.float32)
+    b_sum = tl.zeros([WARPS, GROUP_TILE], tl.float32)
+    o_key = tl.arange(0, WARPS)[:, None] * WARP_KEYS + tl.arange(0, WARP_KEYS)[None, :]
     first = i_chunk * KEYS
-    for slot in tl.range(first, tl.minimum(first + KEYS, position + 1), STEP_KEYS, num_stages=STAGES):
-        o_slot = slot + tl.arange(0, STEP_KEYS)
-        m_slot = o_slot <= position
-        o_tile = o_slot.to(tl.int64)[:, None] * cache.stride_slot + (o_head + o_d)[None, :]
-        b_k = tl.load(cache.k + o_tile, mask=m_slot[:, None], other=0.0, cache_modifier=".cg")
-        b_v = tl.load(cache.v + o_tile, mask=m_slot[:, None], other=0.0, cache_modifier=".cg")
-        b_scores = tl.dot(b_q, tl.trans(b_k.to(b_q.dtype)), input_precision="ieee")
-        b_scores = tl.where(m_slot[None, :], b_scores, float("-inf"))
-        b_next_max = tl.max(b_scores, 1) * scale
+    stop = tl.minimum(first + KEYS, position + 1)
+    for slot in tl.range(first, stop, WARPS * WARP_KEYS, num_stages=STAGES):
+        m_key = (slot + o_key < stop)[:, :, None]
+        o_tile = (slot + o_key).to(tl.int64)[:, :, None] * cache.stride_slot + (o_head + o_d)[None, None, :]
+        b_k = tl.load(cache.k + o_tile, mask=m_key, other=0.0, cache_modifier=".cg")
+        b_v = tl.load(cache.v + o_tile, mask=m_key, other=0.0, cache_modifier=".cg")
+        b_scores = tl.dot(b_queries, tl.permute(b_k.to(b_q.dtype), (0, 2, 1)), input_precision="ieee")
+        b_scores = tl.where((slot + o_key < stop)[:, None, :], b_scores, float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_scores, 2) * scale)
+        b_reference = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
         # The multiply-adds are spelt out: left to the compiler, two kernels could round differently.
-        b_exponent = tl.fma(b_scores, tl.full(b_scores.shape, scale, tl.float32), -b_next_max[:, None])
+        b_exponent = tl.fma(b_scores, tl.full(b_scores.shape, scale, tl.float32), -b_reference[:, :, None])
         b_weight = tl.exp2(b_exponent)
-        b_next = tl.dot(b_weight.to(b_q.dtype), b_v.to(b_q.dtype), input_precision="ieee")
-        b_acc, b_max, b_sum = fold(b_acc, b_max, b_sum, b_next, b_next_max, tl.sum(b_weight, 1))
+        b_decay = tl.exp2(b_max - b_reference)
+        b_max = b_new_max
+        b_sum = tl.fma(b_sum, b_decay, tl.sum(b_weight, 2))
+        b_acc *= b_decay[:, :, None]
+        b_acc = tl.dot(b_weight.to(b_q.dtype), b_v.to(b_q.dtype), b_acc, input_precision="ieee")
+    b_row_max = tl.max(b_max, 0)
+    b_decay = tl.exp2(b_max - b_row_max[None, :])[:, :, None]
+    b_acc = four_lanes_added_up(b_acc * b_decay, GROUP_TILE, HEAD_DIM)
+    b_sum = tl.max(four_lanes_added_up(b_sum[:, :, None] * b_decay, GROUP_TILE, 1), 1)
+    b_max = b_row_max
 
     parts = position // KEYS + 1
     p_attended = work.attended + o_row

@@ -114,7 +114,7 @@ def step_launches(
         "ROWS": ROW_TILE,
         "GROUP_TILE": max(16, triton.next_power_of_2(shape.heads // shape.kv_heads)),
         "KEYS": plan.keys,
-        "STEP_KEYS": plan.step_keys,
+        "WARP_KEYS": plan.warp_keys,
         "STAGES_KEYS": plan.stages_keys,
         "LANES": plan.lanes,
         "CHUNK": plan.chunk,

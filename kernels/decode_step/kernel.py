@@ -41,7 +41,7 @@ def decode_step_kernel(
     weights, row, cache, work, p_trace, rows, first, last, advance, capacity, chunks, epsilon, scale,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     INNER: tl.constexpr, ROWS: tl.constexpr, GROUP_TILE: tl.constexpr, KEYS: tl.constexpr,
-    STEP_KEYS: tl.constexpr, STAGES_KEYS: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, LANES_INNER: tl.constexpr,
+    WARP_KEYS: tl.constexpr, STAGES_KEYS: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, LANES_INNER: tl.constexpr,
     CHUNK_INNER: tl.constexpr, STAGES_INNER: tl.constexpr, BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
     BLOCK_INNER: tl.constexpr, SQUARES: tl.constexpr, EMBED: tl.constexpr, PHASE: tl.constexpr,
     AHEAD_QKV: tl.constexpr, AHEAD_OUTPUT: tl.constexpr, AHEAD_GATE_UP: tl.constexpr,
@@ -93,7 +93,7 @@ def decode_step_kernel(
         if not ALONE or PHASE == "attention":
             attention_phase(
                 row, cache, work, layer, rows, longest, position, sequence, chunks, scale, i, programs,
-                HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS, STEP_KEYS, STAGES_KEYS,
+                HEADS, KV_HEADS, HEAD_DIM, GROUP_TILE, KEYS, WARP_KEYS, STAGES_KEYS,
             )  # fmt: skip
         if not ALONE:
             read_rows_ahead(p_gate_up, first_inner, last_inner - first_inner, AHEAD_GATE_UP, CHANNELS)

@@ -33,7 +33,7 @@ class Plan:
     form: Form
     programs: int
     keys: int = 512
-    step_keys: int = 64
+    warp_keys: int = 32
     lanes: int = 4
     chunk: int = 64
     lanes_inner: int = 4
@@ -44,7 +44,7 @@ class Plan:
     num_warps: int = 4
     num_stages: int = 4
     stages_inner: int = 4
-    stages_keys: int = 3
+    stages_keys: int = 2
     ahead: Ahead = Ahead()
 
 

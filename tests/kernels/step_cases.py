@@ -18,7 +18,7 @@ from lit_eff.kernels.decode_step.reference import decode_step_reference
 
 SMALL = Shape(layers=2, channels=96, heads=4, kv_heads=2, head_dim=16, inner=112, vocabulary=50)
 # Shares of a few rows, tiles that hold more than a share and fewer, several chunks of keys.
-SMALL_PLAN = Plan("launches", programs=5, keys=32, step_keys=16, chunk=16, block_qkv=16, num_stages=3)
+SMALL_PLAN = Plan("launches", programs=5, keys=128, warp_keys=16, chunk=16, block_qkv=16, num_stages=3)
 
 
 @dataclass
