@@ -25,7 +25,7 @@ from lit_eff.profiling.launch import Launch
 
 if TRITON_INSTALLED:
     from lit_eff.kernels.confidence import operator as confidence
-    from lit_eff.kernels.decode_step.call import cache_of, new_work, step_launches
+    from lit_eff.kernels.decode_step.call import PHASES, cache_of, new_work, step_launches
     from lit_eff.kernels.linear.call import Product
 
 NAME = "decode_step"
@@ -114,7 +114,7 @@ class DecodeStep:
         work = new_work(self.shape, plan, self.rows, self.k_LBSKD.shape[2], self.output_VC)
         self.hidden_NC = work.hidden
         if traced and plan.form == "persistent":
-            events = 2 + 2 * 5 * self.shape.layers
+            events = 2 + 2 * len(PHASES) * self.shape.layers
             self.trace = torch.zeros(events, plan.programs, dtype=torch.int64, device=device)
         layers = step_launches(
             self.shape,
