@@ -95,7 +95,8 @@ class StepCheck:
             )
             return decode_step_reference(
                 Weights(*(x.to(wide) for x in weights[:6]), *(x.to(angles) for x in weights[6:])),
-                token_N, position_N, sequence_N, kept.k.to(wide), kept.v.to(wide), heads, shape.epsilon, (0, shape.layers),
+                token_N, position_N, sequence_N, kept.k.to(wide), kept.v.to(wide), heads, shape.epsilon,
+                (0, shape.layers),
             )  # fmt: skip
 
         with torch.inference_mode(), rows_alike() if self.interprets else nullcontext():

@@ -21,15 +21,8 @@ CONFIG = ModelConfig(vocab_size=61, layers=2, model_dim=64, heads=4, kv_heads=2,
 
 
 def shape_of(config: ModelConfig) -> Shape:
-    sizes = (
-        config.layers,
-        config.model_dim,
-        config.heads,
-        config.n_kv_heads,
-        config.head_size,
-        config.mlp_size,
-    )
-    return Shape(*sizes, config.vocab_size)
+    heads = config.heads, config.n_kv_heads, config.head_size
+    return Shape(config.layers, config.model_dim, *heads, config.mlp_size, config.vocab_size)
 
 
 def test_the_grid_is_the_goals() -> None:
