@@ -1,4 +1,4 @@
-"""The kernel's tensors in groups.
+"""The model's sizes, and the kernel's tensors in groups.
 
 Shapes: L layers, C model dim, H query heads, K kv heads, D head dim, M MLP inner width, V vocabulary, N rows,
 B sequences, S cache slots, P programs, J key chunks of a full sequence.
@@ -6,7 +6,30 @@ B sequences, S cache slots, P programs, J key chunks of a full sequence.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model's sizes."""
+
+    layers: int
+    channels: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    vocabulary: int
+    epsilon: float = 1e-5
+
+    @property
+    def qkv(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def attended(self) -> int:
+        return self.heads * self.head_dim
 
 
 class Weights(NamedTuple):

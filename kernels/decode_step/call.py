@@ -7,41 +7,18 @@ B sequences, S cache slots.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from lit_eff.kernels.decode_step.arguments import Cache, Rows, Weights, Work
+from lit_eff.kernels.decode_step.arguments import Cache, Rows, Shape, Weights, Work
 from lit_eff.kernels.decode_step.kernel import decode_step_kernel
 from lit_eff.kernels.decode_step.plan import ROW_TILE, Plan
 from lit_eff.profiling.launch import Launch
 
 PHASES = ("qkv", "attention", "output", "gate_up", "down")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The model's sizes."""
-
-    layers: int
-    channels: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    inner: int
-    vocabulary: int
-    epsilon: float = 1e-5
-
-    @property
-    def qkv(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    @property
-    def attended(self) -> int:
-        return self.heads * self.head_dim
 
 
 def new_work(shape: Shape, plan: Plan, rows: int, slots: int, like: Tensor) -> Work:

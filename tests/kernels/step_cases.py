@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lit_eff.kernels.decode_step.arguments import Rows, Weights
-from lit_eff.kernels.decode_step.call import Shape, cache_of, new_work, step_launches
+from lit_eff.kernels.decode_step.arguments import Rows, Shape, Weights
+from lit_eff.kernels.decode_step.call import cache_of, new_work, step_launches
 from lit_eff.kernels.decode_step.plan import Plan
 from lit_eff.kernels.decode_step.reference import decode_step_reference
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_eff.kernels.decode_step.call import Shape, cache_of, new_work, step_launches
+from lit_eff.kernels.decode_step.arguments import Shape
+from lit_eff.kernels.decode_step.call import cache_of, new_work, step_launches
 from lit_eff.kernels.decode_step.plan import Plan, plan_of
 from lit_eff.kernels.device import capability_of, multiprocessors
 from tests.kernels.step_cases import StepCase, persistent

@@ -13,8 +13,8 @@ from tests.kernels.compiling import compile_all
 PROGRAM = """
 import dataclasses, json, sys, torch
 from dataclasses import replace
-from lit_eff.kernels.decode_step.arguments import Rows, Weights
-from lit_eff.kernels.decode_step.call import Shape, cache_of, new_work, step_launches
+from lit_eff.kernels.decode_step.arguments import Rows, Shape, Weights
+from lit_eff.kernels.decode_step.call import cache_of, new_work, step_launches
 from lit_eff.kernels.decode_step.plan import plan_of
 from lit_eff.profiling.compiled import compile_launch
 torch.set_default_device("meta")
