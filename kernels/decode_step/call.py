@@ -34,6 +34,7 @@ def new_work(shape: Shape, plan: Plan, rows: int, slots: int, like: Tensor) -> W
     return Work(
         hidden=like.new_zeros(rows, shape.channels),
         scaled=like.new_zeros(rows, shape.channels),
+        normed=like.new_zeros(rows, shape.channels),
         squares=floats(rows, plan.programs),
         query=like.new_zeros(rows, shape.attended),
         attended=like.new_zeros(rows, shape.attended),
@@ -63,7 +64,8 @@ def step_launches(
     advance: int = 0,
     trace: Tensor | None = None,
 ) -> list[Launch]:
-    """Launches that run layers [first, last) of ``rows`` rows; before layer 0 comes the embedding.
+    """Launches that run layers [first, last) of ``rows`` rows; before the first layer comes the embedding, after
+    the last of all the norm that the output head reads.
 
     Positions grow by ``advance`` at the end. ``trace``, int64 (1 + 2 barriers + 1, P), takes each program's
     clock when it starts, before and after each barrier, and when it ends.
@@ -111,7 +113,15 @@ def step_launches(
     }
 
     def launch(phase: str | None, embed: bool, first: int, last: int, advance: int) -> Launch:
-        more = {"PHASE": phase, "EMBED": embed, "first": first, "last": last, "advance": advance}
+        final = last == shape.layers
+        more = {
+            "PHASE": phase,
+            "EMBED": embed,
+            "FINAL": final,
+            "first": first,
+            "last": last,
+            "advance": advance,
+        }
         return Launch(
             decode_step_kernel,
             (plan.programs,),
@@ -125,8 +135,13 @@ def step_launches(
     if plan.form == "persistent":
         return [launch(None, first == 0, first, last, advance)]
     embed = [launch("embed", False, 0, 0, 0)] if first == 0 else []
-    return embed + [
-        launch(phase, False, layer, layer + 1, advance if layer + 1 == last else 0)
-        for layer in range(first, last)
-        for phase in PHASES
+    normed = [launch("normed", False, 0, 0, 0)] if last == shape.layers else []
+    return [
+        *embed,
+        *(
+            launch(phase, False, layer, layer + 1, advance if layer + 1 == last else 0)
+            for layer in range(first, last)
+            for phase in PHASES
+        ),
+        *normed,
     ]

@@ -129,7 +129,7 @@ class DecodeStep:
             self.advance,
             self.trace,
         )
-        product = Product(self.hidden_NC, self.output_VC, None, self._norm)
+        product = Product(work.normed, self.output_VC)
         limit_N = torch.full((self.rows,), NEVER, dtype=torch.float32, device=device)
         head = confidence.launches(product, self._bias, self._softcap, limit_N, MEASURE, self.found)
         self.launches = [*layers, *head]

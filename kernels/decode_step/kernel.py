@@ -16,10 +16,17 @@ import triton
 import triton.language as tl
 
 from lit_eff.kernels.decode_step.attention import attention_phase, longest_of, read_cache_ahead
-from lit_eff.kernels.decode_step.barrier import next_phase, read_pairs_ahead, read_rows_ahead, stamp
+from lit_eff.kernels.decode_step.barrier import (
+    next_phase,
+    read_pairs_ahead,
+    read_rows_ahead,
+    stamp,
+    wait_for_all,
+)
 from lit_eff.kernels.decode_step.phases import (
     embed_phase,
     gate_up_phase,
+    normed_phase,
     place_of,
     qkv_phase,
     residual_phase,
@@ -43,7 +50,7 @@ def decode_step_kernel(
     INNER: tl.constexpr, ROWS: tl.constexpr, GROUP_TILE: tl.constexpr, KEYS: tl.constexpr,
     WARP_KEYS: tl.constexpr, STAGES_KEYS: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, LANES_INNER: tl.constexpr,
     CHUNK_INNER: tl.constexpr, STAGES_INNER: tl.constexpr, BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_INNER: tl.constexpr, SQUARES: tl.constexpr, EMBED: tl.constexpr, PHASE: tl.constexpr,
+    BLOCK_INNER: tl.constexpr, SQUARES: tl.constexpr, EMBED: tl.constexpr, FINAL: tl.constexpr, PHASE: tl.constexpr,
     AHEAD_QKV: tl.constexpr, AHEAD_OUTPUT: tl.constexpr, AHEAD_GATE_UP: tl.constexpr,
     AHEAD_DOWN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -66,13 +73,12 @@ def decode_step_kernel(
     i_row = i % (rows * KV_HEADS) // KV_HEADS
     position, sequence = tl.load(row.position + i_row), tl.load(row.sequence + i_row)
     # So are the places and the angles of the first tile of queries, keys and values.
-    first_tile = place_of(
-        weights, row, first_qkv, last_qkv, 0, rows, HEAD_DIM // 2, BLOCK_QKV // 2, ROWS
-    )
+    first_tile = place_of(weights, row, first_qkv, last_qkv, 0, rows, HEAD_DIM // 2, BLOCK_QKV // 2, ROWS)
     if (EMBED and not ALONE) or PHASE == "embed":
-        embed_phase(weights, row, work, rows, capacity, i, programs, CHANNELS, ROWS, BLOCK_HIDDEN)
         if not ALONE:
             read_pairs_ahead(weights.qkv, first_qkv, last_qkv - first_qkv, HEAD_DIM // 2, AHEAD_QKV, CHANNELS)
+        embed_phase(weights, row, work, rows, capacity, i, programs, CHANNELS, ROWS, BLOCK_HIDDEN)
+        if not ALONE:
             target, event = next_phase(work, p_trace, i, programs, target, event)
     for i_layer in tl.range(first, last, num_stages=1):
         layer = tl.full([], 0, tl.int64) + i_layer  # the interpreter's counters have no dtype
@@ -125,6 +131,11 @@ def decode_step_kernel(
             p_qkv = weights.qkv + (layer + 1) * (QKV * CHANNELS)
             read_pairs_ahead(p_qkv, first_qkv, last_qkv - first_qkv, HEAD_DIM // 2, AHEAD_QKV, CHANNELS)
             target, event = next_phase(work, p_trace, i, programs, target, event)
+    if (FINAL and not ALONE) or PHASE == "normed":
+        if not ALONE:
+            target += programs
+            wait_for_all(work.barrier, target)
+        normed_phase(work, rows, epsilon, i, programs, CHANNELS, ROWS, BLOCK_HIDDEN, SQUARES)
     if not ALONE:
         stamp(p_trace, i, programs, event)
     # All programs are past the last barrier that this one is past, hence past what they read here.

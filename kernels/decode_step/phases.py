@@ -198,3 +198,23 @@ def gate_up_phase(
             p_inner = work.inner + o_n.to(tl.int64)[None, :] * INNER + o_half[:, None]
             b_inner = (silu(b_gate) * b_up).to(work.inner.dtype.element_ty)
             tl.store(p_inner, b_inner, mask=(o_half < last)[:, None] & m_n[None, :])
+
+
+@triton.jit
+def normed_phase(
+    work, rows, epsilon, i, programs,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """The last norm's result, for the output head."""
+    first, last = share(i, CHANNELS, programs)
+    for n in tl.range(0, rows, ROWS):
+        o_n = n + tl.arange(0, ROWS)
+        m_n = o_n < rows
+        b_squares = squares_of(work, o_n, m_n, programs, SQUARES)
+        for o in tl.range(first, last, BLOCK_O):
+            o_o = o + tl.arange(0, BLOCK_O)
+            m_y = (o_o < last)[:, None] & m_n[None, :]
+            o_y = o_n.to(tl.int64)[None, :] * CHANNELS + o_o[:, None]
+            b_y = tl.load(work.scaled + o_y, mask=m_y, other=0.0, cache_modifier=".cg").to(tl.float32)
+            b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
+            tl.store(work.normed + o_y, b_y.to(work.normed.dtype.element_ty), mask=m_y)

@@ -15,10 +15,10 @@ ROW_TILE = 16  # rows a product takes, however many there are: one matrix instru
 class Ahead:
     """Bytes that each program reads ahead of a weight before it waits to use it."""
 
-    qkv: int = 65536
-    output: int = 65536
-    gate_up: int = 65536
-    down: int = 65536
+    qkv: int = 49152
+    output: int = 32768
+    gate_up: int = 49152
+    down: int = 49152
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plan:
     form: Form
     programs: int
     keys: int = 512
-    warp_keys: int = 32
+    warp_keys: int = 16
     lanes: int = 4
     chunk: int = 64
     lanes_inner: int = 4
@@ -44,7 +44,7 @@ class Plan:
     num_warps: int = 4
     num_stages: int = 4
     stages_inner: int = 4
-    stages_keys: int = 2
+    stages_keys: int = 3
     ahead: Ahead = Ahead()
 
 
@@ -60,7 +60,11 @@ def plan_of(
         block_hidden=block(channels, programs),
         block_inner=block(2 * inner, programs),
     )
-    return plan if capability >= 90 else replace(plan, ahead=Ahead(0, 0, 0, 0))
+    if capability < 90:
+        return replace(plan, ahead=Ahead(0, 0, 0, 0))
+    if -(-2 * inner // programs) > 64:  # wide shares: one tile, whose rows the warps share out
+        plan = replace(plan, lanes_inner=1, chunk_inner=64, block_inner=128, num_stages=8, stages_inner=8)
+    return plan
 
 
 def block(outputs: int, programs: int) -> int:
