@@ -121,19 +121,28 @@ class _Counter:
             # A splatted scalar mask comes as integers, which would index instead of select.
             lanes_on = np.asarray(mask.data).astype(bool)
             addresses = addresses[np.broadcast_to(lanes_on, np.shape(pointers.data)).reshape(-1)]
-        index = self._find(addresses)
-        name = ELSEWHERE if index is None else self._names[index]
-        count = getattr(self.running.tensors.setdefault(name, TensorCount()), kind)
-        count.requested_bytes += addresses.size * max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        count.masked_lanes += lanes - addresses.size
-        self._touch(count, addresses >> np.uint64(SECTOR_SHIFT), index)
+        element = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        off = lanes - addresses.size
+        for index, held in self._find(addresses):
+            name = ELSEWHERE if index is None else self._names[index]
+            count = getattr(self.running.tensors.setdefault(name, TensorCount()), kind)
+            count.requested_bytes += held.size * element
+            count.masked_lanes += off  # with the first: lanes that are off lie nowhere
+            off = 0
+            self._touch(count, held >> np.uint64(SECTOR_SHIFT), index)
 
-    def _find(self, addresses: NDArray[np.uint64]) -> int | None:
-        """Which tensor holds all of ``addresses``."""
+    def _find(self, addresses: NDArray[np.uint64]) -> list[tuple[int | None, NDArray[np.uint64]]]:
+        """Which tensors hold which of ``addresses``: nearly always one holds all."""
         if not addresses.size or not self._names:
-            return None
+            return [(None, addresses)]
         index = int(np.searchsorted(self._starts, addresses.min(), side="right")) - 1
-        return index if index >= 0 and addresses.max() < self._ends[index] else None
+        if index >= 0 and addresses.max() < self._ends[index]:
+            return [(index, addresses)]
+        places = np.searchsorted(self._starts, addresses, side="right") - 1
+        places[(places >= 0) & (addresses >= self._ends[places])] = -1
+        return [
+            (int(place) if place >= 0 else None, addresses[places == place]) for place in np.unique(places)
+        ]
 
     def _touch(self, count: AccessCount, sectors: NDArray[np.uint64], index: int | None) -> None:
         if index is None:

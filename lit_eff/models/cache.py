@@ -5,6 +5,8 @@ Shapes: B batch, T query length, S key slots (the capacity), K kv heads, D head 
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,13 @@ class KVCache:
     def view(self, layer: int, slots: int | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, (B, S, K, D), all slots or the first ``slots``; no copy."""
         return self.k[layer, :, :slots], self.v[layer, :, :slots]
+
+    def row(self, index: int) -> KVCache:
+        """One row of this cache, in the same memory."""
+        result = copy(self)
+        result.k, result.v = self.k[:, index : index + 1], self.v[:, index : index + 1]
+        result.lengths_B = self.lengths_B[index : index + 1]
+        return result
 
     def advance(self, counts_B: Tensor) -> None:
         """Add to each row's length the tokens that all layers now hold."""

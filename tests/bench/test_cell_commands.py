@@ -30,6 +30,13 @@ from lit_eff.cli.main import main
             "--cells '13' is in no cell's name; the cells: 1 exit; 3 exits;",
         ),
         ("head", ["--check", "--cells", "no such"], "is in no check's name"),
+        ("decode_step", ["--only", "steps"], "invalid choice: 'steps'"),
+        (
+            "decode_step",
+            ["--cells", "1.1B", "7B"],
+            "--cells '7B' is in no cell's name; the cells: 1.1B, batch 1;",
+        ),
+        ("decode_step", ["--check", "--cells", "no such"], "is in no check's name"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -41,7 +48,7 @@ def test_mistakes_are_one_line(
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["attention", "head"])
+@pytest.mark.parametrize("name", ["attention", "head", "decode_step"])
 def test_without_a_gpu_it_says_so(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
