@@ -240,6 +240,7 @@ class StepCell:
         for name, make in setting.contenders().items():
             if name != "compiled, CUDA graph" or self.rows.count > 1:
                 make().run()
+        setting.ours("persistent", traced=True).run()
         torch.cuda.synchronize()
 
     @torch.inference_mode()

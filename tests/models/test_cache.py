@@ -65,6 +65,21 @@ def test_selected_rows_go_on_alone(make_model, tokens_BT, rows):
     torch.testing.assert_close(hidden[:, 0], expected[:, 6], **CLOSE)
 
 
+def test_a_row_is_a_view(make_model, tokens_BT):
+    """A sequence run alone through its row of a cache stands in the whole cache, and nothing else does."""
+    model = make_model("llama")
+    cache = cache_for(model, 3)
+    starts_1 = torch.zeros(1, dtype=torch.int64)
+    row = cache.row(1)
+    with torch.no_grad():
+        model(tokens_BT[:1, :5], cache=row, starts_B=starts_1)
+    row.advance(torch.tensor([5]))
+    assert cache.lengths_B.tolist() == [0, 5, 0]
+    assert cache.k[:, 1, :5].abs().amax(dim=(2, 3)).min() > 0
+    assert not cache.k[:, [0, 2]].any()
+    assert not cache.v[:, [0, 2]].any()
+
+
 def test_layers_may_stand_at_different_depths(make_model, tokens_BT):
     """Shallow layers run ahead token by token; the deep ones follow over the queue in one call."""
     model = make_model().double()
