@@ -64,8 +64,8 @@ def step_launches(
     advance: int = 0,
     trace: Tensor | None = None,
 ) -> list[Launch]:
-    """Launches that run layers [first, last) of ``rows`` rows; before the first layer comes the embedding, after
-    the last of all the norm that the output head reads.
+    """Launches that run layers [first, last) of ``rows`` rows; before the first layer comes the embedding,
+    after the last of all the norm that the output head reads.
 
     Positions grow by ``advance`` at the end. ``trace``, int64 (1 + 2 barriers + 1, P), takes each program's
     clock when it starts, before and after each barrier, and when it ends.

@@ -17,7 +17,8 @@ RUNS = 5  # the last is reported
 def traced_phases(step: DecodeStep) -> dict[str, float]:
     """Microseconds of one step that a program works in each phase and waits after it, over all layers.
 
-    Means over the programs; together they are the whole launch. Clocks become times by the launch's events.
+    Means over the programs; together they are the whole launch. The last layer's last phase takes the last
+    norm along, and the wait before it. Clocks become times by the launch's events.
     """
     assert step.trace is not None
     layers = step.launches[0]
