@@ -36,7 +36,7 @@ def longest_of(row, rows, ROWS: tl.constexpr):
 def read_cache_ahead(
     cache, layer, rows, position, sequence, i, KV_HEADS: tl.constexpr, KEYS: tl.constexpr
 ):  # fmt: skip
-    """Bring the chunk of this program's first item into the L2 cache; its heads' programs each a part of it."""
+    """Bring the chunk of this program's first item into the L2 cache, a part for each of the kv heads."""
     PART: tl.constexpr = (KEYS + KV_HEADS - 1) // KV_HEADS
     items = rows * KV_HEADS
     first = i // items * KEYS + i % KV_HEADS * PART

@@ -48,11 +48,11 @@ def decode_step_kernel(
     weights, row, cache, work, p_trace, rows, first, last, advance, capacity, chunks, epsilon, scale,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     INNER: tl.constexpr, ROWS: tl.constexpr, GROUP_TILE: tl.constexpr, KEYS: tl.constexpr,
-    WARP_KEYS: tl.constexpr, STAGES_KEYS: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, LANES_INNER: tl.constexpr,
-    CHUNK_INNER: tl.constexpr, STAGES_INNER: tl.constexpr, BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
-    BLOCK_INNER: tl.constexpr, SQUARES: tl.constexpr, EMBED: tl.constexpr, FINAL: tl.constexpr, PHASE: tl.constexpr,
-    AHEAD_QKV: tl.constexpr, AHEAD_OUTPUT: tl.constexpr, AHEAD_GATE_UP: tl.constexpr,
-    AHEAD_DOWN: tl.constexpr, EARLY: tl.constexpr,
+    WARP_KEYS: tl.constexpr, STAGES_KEYS: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr,
+    STAGES: tl.constexpr, LANES_INNER: tl.constexpr, CHUNK_INNER: tl.constexpr, STAGES_INNER: tl.constexpr,
+    BLOCK_QKV: tl.constexpr, BLOCK_HIDDEN: tl.constexpr, BLOCK_INNER: tl.constexpr, SQUARES: tl.constexpr,
+    EMBED: tl.constexpr, FINAL: tl.constexpr, PHASE: tl.constexpr, AHEAD_QKV: tl.constexpr,
+    AHEAD_OUTPUT: tl.constexpr, AHEAD_GATE_UP: tl.constexpr, AHEAD_DOWN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     ALONE: tl.constexpr = PHASE is not None
     QKV: tl.constexpr = (HEADS + 2 * KV_HEADS) * HEAD_DIM

@@ -4,8 +4,8 @@ As in `lit_eff.kernels.linear.tile` the weight is the left operand and warps tak
 things differ: tiles may hold fewer rows of the weight than they have room for, as every program takes an
 equal share; and the input is read past the L1 cache, as other programs of the launch have written it.
 
-An element's bits depend on LANES, CHUNK, ROWS and the channels; not on BLOCK_O, STAGES, the share or the other
-rows.
+An element's bits depend on LANES, CHUNK, ROWS and the channels; not on BLOCK_O, STAGES, the share or the
+other rows.
 
 Shapes: N rows, C input channels, O outputs.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).
