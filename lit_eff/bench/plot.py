@@ -12,6 +12,7 @@ from lit_eff.files import atomic_path
 
 # Ours are red to yellow; peers are not.
 PEER_COLORS = ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:cyan", "tab:gray", "tab:olive")
+MANY = 24  # cells whose names would run into one another on the slant
 CEILINGS = {"TFLOP/s": "matmul_tflops", "GB/s": "read_gb_per_second"}
 
 
@@ -45,7 +46,10 @@ def plot(path: Path, head: dict[str, Any], measurements: Sequence[Measurement]) 
                           textcoords="offset points", fontsize=8)  # fmt: skip
         axes.set_ylim(top=1.08 * max(ceiling or 0.0, *(each.rate or 0.0 for each in mine)))
         axes.set_title(f"{section}, {quantity} ({unit}), {head['device']}")
-        axes.set_xticks(range(len(cells)), cells, rotation=20, ha="right", fontsize=8)
+        if len(cells) <= MANY:
+            axes.set_xticks(range(len(cells)), cells, rotation=20, ha="right", fontsize=8)
+        else:
+            axes.set_xticks(range(len(cells)), cells, rotation=90, fontsize=7)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
