@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lit_eff.bench.attention_cached_cases import CachedCase
 from lit_eff.bench.attention_cases import AttentionCase, AttentionInputs
-from lit_eff.bench.checks import Outcome
+from lit_eff.bench.checks import Outcome, outcome_of
 from lit_eff.bench.interpreted import rows_alike
 
 SMALL = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}  # of the largest element, if above 1
@@ -179,17 +179,15 @@ def _alone(
 
 def check(case: Case, device: str) -> Outcome:
     """One case; whatever is raised is a fault, not the end of the run."""
-    name = case.name
-    if device == "cpu":
-        case = case.for_interpreter()
-    try:
-        if not isinstance(case, CachedCase):
-            return Outcome(name, check_case(case, device).faults)
+
+    def faults() -> Sequence[str]:
+        mine = case.for_interpreter() if device == "cpu" else case
+        if not isinstance(mine, CachedCase):
+            return check_case(mine, device).faults
         with rows_alike() if device == "cpu" else nullcontext():
-            return Outcome(name, check_cached_case(case, device).faults)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        return Outcome(name, (f"{type(error).__name__}: {lines[0]}",))
+            return check_cached_case(mine, device).faults
+
+    return outcome_of(case.name, faults)
 
 
 def covering(cases: Sequence[Case], count: int, most: int) -> list[Case]:

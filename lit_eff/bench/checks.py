@@ -25,6 +25,15 @@ class Outcome:
     faults: tuple[str, ...] = ()
 
 
+def outcome_of(name: str, find_faults: Callable[[], Sequence[str]]) -> Outcome:
+    """What a check found; whatever it raises is a fault, not the end of the run."""
+    try:
+        return Outcome(name, tuple(find_faults()))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return Outcome(name, (f"{type(error).__name__}: {lines[0]}",))
+
+
 class Check(Protocol):
     """A picklable check. ``interprets``: in Triton's interpreter; ``compiles``: a budget, run nowhere."""
 

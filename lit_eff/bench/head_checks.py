@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_eff.bench.budgets import TARGETS, resource_faults
-from lit_eff.bench.checks import Outcome, print_failure, report, run_jobs
+from lit_eff.bench.checks import Outcome, outcome_of, print_failure, report, run_jobs
 from lit_eff.errors import UserError
 from lit_eff.profiling.launch import Launch
 
@@ -50,11 +50,7 @@ class LossCheck:
         return self.device == "cpu"
 
     def run(self) -> Outcome:
-        try:
-            return Outcome(self.name, tuple(self._faults()))
-        except Exception as error:  # whatever is raised is a fault, not the end of the run
-            lines = str(error).strip().splitlines() or [""]
-            return Outcome(self.name, (f"{type(error).__name__}: {lines[0]}",))
+        return outcome_of(self.name, self._faults)
 
     def _faults(self) -> list[str]:
         import torch

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_eff.bench.budgets import TARGETS, resource_faults
-from lit_eff.bench.checks import Outcome, print_failure, report, run_jobs
+from lit_eff.bench.checks import Outcome, outcome_of, print_failure, report, run_jobs
 from lit_eff.errors import UserError
 from lit_eff.profiling.launch import Launch
 
 # Bytes a thread: what is kept across a barrier or a whole phase, not what a loop needs.
 SPILLS = {"decode_step_kernel": 64}
-SLOTS, START = 300, 125  # positions that follow cross a border of attention's chunks
+SLOTS, START = 600, 510  # positions that follow cross a border of attention's chunks
 # Model dim, heads, kv heads, head dim, MLP inner width.
 SIZES = {"grouped heads": (96, 4, 2, 16, 112), "odd heads": (80, 3, 1, 32, 48)}
 
@@ -45,11 +45,7 @@ class StepCheck:
         return self.device == "cpu"
 
     def run(self) -> Outcome:
-        try:
-            return Outcome(self.name, tuple(self._faults()))
-        except Exception as error:  # whatever is raised is a fault, not the end of the run
-            lines = str(error).strip().splitlines() or [""]
-            return Outcome(self.name, (f"{type(error).__name__}: {lines[0]}",))
+        return outcome_of(self.name, self._faults)
 
     def _faults(self) -> list[str]:
         import torch
