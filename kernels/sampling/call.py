@@ -110,11 +110,13 @@ class Selection:
             "EARLY": self.early,
         }  # fmt: skip
 
-    def launch(self, kernel: Any, programs: int, **arguments: Any) -> Launch:
+    def launch(
+        self, kernel: Any, programs: int, *, max_registers: int | None = None, **arguments: Any
+    ) -> Launch:
         """A launch with whatever of `shared` and of `zeros` the kernel asks for."""
         known = {**self.shared, **self.zeros, **arguments}
         taken = {name: known[name] for name in kernel.arg_names}
-        return Launch(kernel, (programs,), taken, self.plan.num_warps, 1, early=self.early)
+        return Launch(kernel, (programs,), taken, self.plan.num_warps, 1, max_registers, early=self.early)
 
     def done(self, place: int) -> Tensor:
         return self.zeros["done"][place * self.rows : (place + 1) * self.rows]
@@ -189,5 +191,6 @@ def accept_launches(
             selection.launch(residual_kernel, programs, i_step=step, **own) for step in range(tree.width - 1)
         ]
     launches.append(selection.launch(accept_kernel, batch, **own))
-    launches.append(selection.launch(next_kernel, batch * blocks, **own))
+    # Left to itself the assembler stops at 128 registers for sm_80, and keeps 16 bytes elsewhere.
+    launches.append(selection.launch(next_kernel, batch * blocks, max_registers=168, **own))
     return launches
