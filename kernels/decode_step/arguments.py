@@ -55,7 +55,7 @@ class Rows(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values (L, B, S, K, D) of the same strides, those of D being 1."""
+    """Keys and values (L, B, S, K, D) in the weights' dtype, of the same strides; S, K and D contiguous."""
 
     k: Any
     v: Any

@@ -18,7 +18,7 @@ from lit_eff.kernels.attention.with_cache.combine import fold
 from lit_eff.kernels.decode_step.barrier import read_ahead
 from lit_eff.kernels.linear.tile import four_lanes_added_up
 
-WARPS = tl.constexpr(4)
+WARPS = tl.constexpr(4)  # of a program: `Plan.num_warps`
 JOINED = tl.constexpr(4)  # chunks whose loads are on their way together
 
 

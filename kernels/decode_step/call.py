@@ -68,7 +68,7 @@ def step_launches(
     after the last of all the norm that the output head reads.
 
     Positions grow by ``advance`` at the end. ``trace``, int64 (1 + 2 barriers + 1, P), takes each program's
-    clock when it starts, before and after each barrier, and when it ends.
+    clock when it starts, before and after each barrier but that of the last norm, and when it ends.
     """
     first, last = layers
     rate = weights.embedding.element_size()

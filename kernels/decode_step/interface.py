@@ -47,8 +47,8 @@ class DecodeStep:
         shape: the model's sizes.
         weights: float16, bfloat16 or float32, contiguous; see `Weights`. Angles are float32.
         output_VC: the output matrix; the embedding's where the two are tied.
-        k_LBSKD, v_LBSKD: the cache, which runs write. Slots past a row's position may hold anything but,
-            where the reference runs, NaN.
+        k_LBSKD, v_LBSKD: the cache, in the weights' dtype, which runs write. Slots past a row's position may
+            hold anything but, where the reference runs, NaN.
         rows: N.
         bias, softcap: of the head, as in `exit_confidence`.
         plan: how the work is cut; by default `default_plan`.
@@ -223,5 +223,10 @@ def check_tensors(
     for name, tensor in (("keys", k_LBSKD), ("values", v_LBSKD)):
         size = (layers, sequences, slots, shape.kv_heads, shape.head_dim)
         check_beside(NAME, name, tensor, size, output_VC)
-    if k_LBSKD.stride() != v_LBSKD.stride() or k_LBSKD.stride(4) != 1 or k_LBSKD.dtype != v_LBSKD.dtype:
-        raise UserError(f"{NAME}: keys and values must have one dtype and layout, each head's side by side")
+    # One store serves queries, keys and values, and slots are read ahead in one piece.
+    for name, tensor in (("keys", k_LBSKD), ("values", v_LBSKD)):
+        if tensor.dtype != output_VC.dtype:
+            raise UserError(f"{NAME}: {name} are {tensor.dtype}; expected the weights' {output_VC.dtype}")
+    slot = (shape.kv_heads * shape.head_dim, shape.head_dim, 1)
+    if k_LBSKD.stride() != v_LBSKD.stride() or k_LBSKD.stride()[2:] != slot:
+        raise UserError(f"{NAME}: keys and values must have one layout, the slots of a sequence side by side")

@@ -1,9 +1,9 @@
 """The decode step: layers [first, last) of a Llama-type transformer in one launch of co-resident programs.
 
 Every program takes its share of every phase, and all wait for one another in between. Before it waits, a
-program brings the first of the weights that it will read next into the L2 cache, so that the memory is never
-idle. With a PHASE, the launch runs that phase of layer ``first`` and no barrier: the host, or the stream's
-order, does the waiting. That form runs in the interpreter, whose programs come one after the other.
+program brings the first of the weights that it will read next into the L2 cache: the memory has work
+meanwhile. With a PHASE, the launch runs that phase of layer ``first`` and no barrier: the host, or the
+stream's order, does the waiting. That form runs in the interpreter, whose programs come one after the other.
 
 Shapes: N rows, C model dim, H query heads, K kv heads, D head dim, M MLP inner width.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).

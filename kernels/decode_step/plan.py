@@ -23,11 +23,13 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Plan:
-    """What changes bits: lanes, chunk, keys, programs; the rest does not.
+    """What changes bits: lanes, chunks, keys, warp keys, programs; the rest does not.
 
     ``form``: one launch of ``programs`` programs that wait for one another, or a launch a phase, of as many.
-    A step of a product takes ``lanes * chunk`` channels; ``keys`` are the slots of a chunk of attention. The
-    blocks are the most rows of a weight that a tile holds.
+    A step of a product takes ``lanes * chunk`` channels, that of gates and ups (``_inner``) has its own cut.
+    ``keys`` are the slots of a chunk of attention, ``warp_keys`` those that one of its four warps takes at a
+    time. The blocks are the most rows of a weight that a tile holds. Stages are the loop steps whose loads
+    are under way: of products, of gates and ups, of attention.
     """
 
     form: Form
@@ -51,7 +53,10 @@ class Plan:
 def plan_of(
     qkv_pairs: int, channels: int, inner: int, processors: int, capability: int, per_processor: int = 1
 ) -> Plan:
-    """Tiles hold a program's share, of 32 rows at the most; Ampere lacks the reading ahead in bulk."""
+    """Tiles hold a program's share, of 32 rows at the most but for wide gates and ups.
+
+    Ampere lacks the reading ahead in bulk. On Hopper the numbers are measured (docs/lab_log.md).
+    """
     programs = processors * per_processor
     plan = Plan(
         "persistent",

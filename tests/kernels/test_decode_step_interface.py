@@ -62,7 +62,9 @@ def test_wrong_tensors() -> None:
         ({"weights": weights._replace(sines=weights.sines[:9])}, r"sines must be floating point \(70, 8\)"),
         ({"k_LBSKD": case.k_LBSKD[0]}, r"keys are \(3, 70, 2, 16\); expected \(L, B, S, K, D\)"),
         ({"v_LBSKD": case.v_LBSKD[:, :2]}, r"values must be floating point \(2, 3, 70, 2, 16\)"),
-        ({"v_LBSKD": wide}, "keys and values must have one dtype and layout"),
+        ({"v_LBSKD": wide}, "keys and values must have one layout"),
+        ({"k_LBSKD": wide, "v_LBSKD": wide}, "the slots of a sequence side by side"),
+        ({"v_LBSKD": case.v_LBSKD.half()}, "values are torch.float16; expected the weights' torch.float32"),
         ({"bias": torch.zeros(9)}, r"bias must be floating point \(50,\)"),
         ({"softcap": 0.0}, "softcap 0.0 must be positive"),
     ):
