@@ -29,7 +29,7 @@ from lit_eff.bench.attention_peers import (
     sdpa,
 )
 from lit_eff.bench.attention_training import TOLERANCE, raise_if_lost, relative_error
-from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
+from lit_eff.bench.measure import Replay, Stopwatch, interleaved, peak_extra_bytes
 from lit_eff.bench.results import Measurement, timed, with_ratios
 from lit_eff.bench.rotated import GRAPH_BYTES, ROTATED_BYTES, WrongError, graph_of
 from lit_eff.kernels.attention import attention_reference
@@ -156,8 +156,7 @@ class CachedCell:
     def run(self, stopwatch: Stopwatch, rounds: int) -> list[Measurement]:
         q_BTHD, k_RBSKD, v_RBSKD = self.tensors()
         calls = max(self.rotations, math.ceil(GRAPH_BYTES / self.bytes_read))
-        graphs: dict[str, torch.cuda.CUDAGraph] = {}
-        captured: list[Call] = []  # a graph does not keep what it reads: lengths, page tables, masks
+        replays: dict[str, Replay] = {}
         found: dict[str, Measurement] = {}
         for contender in self.contenders(q_BTHD, k_RBSKD[0], v_RBSKD[0]):
             name = contender.name
@@ -175,13 +174,11 @@ class CachedCell:
                 turns = [
                     functools.partial(call, q_BTHD, *caches) for caches in zip(k_RBSKD, v_RBSKD, strict=True)
                 ]
-                graphs[name] = graph_of(turns, calls)
-                captured.append(call)
+                replays[name] = Replay(graph_of(turns, calls), call)  # lengths, page tables, masks
             except Exception as error:
                 raise_if_lost(error)
                 wrong = isinstance(error, WrongError)
                 found[name] = replace(found[name], unavailable=reason_of(error, caught), wrong=wrong)
-        replays = {name: graph.replay for name, graph in graphs.items()}
         for name, sample in interleaved(replays, rounds, stopwatch).items():
             found[name] = timed(found[name], sample, self.bytes_read / 1e6, calls)
         return with_ratios(list(found.values()))

@@ -43,6 +43,17 @@ class Sample:
         return 1.96 * 1.2533 * 1.4826 * deviation / math.sqrt(len(self.milliseconds)) / median
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A function to time: a captured graph, and the owner of its tensors, as a graph keeps none alive."""
+
+    graph: torch.cuda.CUDAGraph
+    uses: object
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 class Stopwatch(Protocol):
     """Times one run of a function, in milliseconds."""
 

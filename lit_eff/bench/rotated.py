@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_eff.bench.attention_peers import UnavailableError, attempt, reason_of
 from lit_eff.bench.attention_training import raise_if_lost
-from lit_eff.bench.measure import Stopwatch, interleaved, peak_extra_bytes
+from lit_eff.bench.measure import Replay, Stopwatch, interleaved, peak_extra_bytes
 from lit_eff.bench.results import Measurement, timed, with_ratios
 
 ROTATED_BYTES = 8 * 50 * 2**20  # at the least: 8 L2 caches of an H100
@@ -72,7 +72,7 @@ def measure(
     """All contenders of one cell; ``place`` is its section, label and quantity."""
     bytes_read = weights_ROC[0].numel() * weights_ROC.element_size()
     calls = max(len(weights_ROC), min(MAX_CALLS, math.ceil(GRAPH_BYTES / bytes_read)))
-    graphs: dict[str, torch.cuda.CUDAGraph] = {}
+    replays: dict[str, Replay] = {}
     found: dict[str, Measurement] = {}
     for contender in contenders:
         name = contender.name
@@ -85,11 +85,11 @@ def measure(
             extra = peak_extra_bytes(lambda call=contender.call: call(weights_ROC[0]))  # type: ignore[misc]
             found[name] = replace(found[name], extra_bytes=extra)
             turns = [functools.partial(contender.call, weight_OC) for weight_OC in weights_ROC]
-            graphs[name] = graph_of(turns, calls)
+            replays[name] = Replay(graph_of(turns, calls), contender)
         except Exception as error:
             raise_if_lost(error)
             wrong = isinstance(error, WrongError)
             found[name] = replace(found[name], unavailable=reason_of(error, caught), wrong=wrong)
-    for name, sample in interleaved({n: g.replay for n, g in graphs.items()}, rounds, stopwatch).items():
+    for name, sample in interleaved(replays, rounds, stopwatch).items():
         found[name] = timed(found[name], sample, bytes_read / 1e6, calls)
     return with_ratios(list(found.values()))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_eff.bench.attention_peers import attempt, reason_of
 from lit_eff.bench.attention_training import raise_if_lost, relative_error
-from lit_eff.bench.measure import Stopwatch, interleaved
+from lit_eff.bench.measure import Replay, Stopwatch, interleaved
 from lit_eff.bench.results import Measurement, timed, with_ratios
 from lit_eff.bench.rotated import WrongError
 from lit_eff.bench.step_plain import PlainStep
@@ -279,7 +279,7 @@ class StepCell:
         if contender.captured:
             graph = captured(contender)
             launches.append(self._counted(contender, graph))
-            return graph.replay
+            return Replay(graph, contender)
 
         def sample() -> None:
             contender.reset()
