@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from lit_eff.kernels.attention.with_cache.combine import fold
-from lit_eff.kernels.decode_step.barrier import read_ahead
+from lit_eff.kernels.decode_step.ahead import span
 from lit_eff.kernels.linear.tile import four_lanes_added_up
 
 WARPS = tl.constexpr(4)  # of a program: `Plan.num_warps`
@@ -33,20 +33,18 @@ def longest_of(row, rows, ROWS: tl.constexpr):
 
 
 @triton.jit
-def read_cache_ahead(
+def cache_ahead(
     cache, layer, rows, position, sequence, i, KV_HEADS: tl.constexpr, KEYS: tl.constexpr
 ):  # fmt: skip
-    """Bring the chunk of this program's first item into the L2 cache, a part for each of the kv heads."""
+    """Two spans: of the chunk of this program's first item, keys and values; a part for each kv head's."""
     PART: tl.constexpr = (KEYS + KV_HEADS - 1) // KV_HEADS
     items = rows * KV_HEADS
     first = i // items * KEYS + i % KV_HEADS * PART
     slots = tl.minimum(tl.minimum(PART, KEYS - i % KV_HEADS * PART), position - first)  # its own comes later
-    if slots > 0:
-        o_first = layer * cache.stride_layer + sequence.to(tl.int64) * cache.stride_sequence
-        o_first += first.to(tl.int64) * cache.stride_slot
-        bytes = slots * cache.stride_slot * (cache.k.dtype.element_ty.primitive_bitwidth // 8)
-        read_ahead(cache.k + o_first, bytes)
-        read_ahead(cache.v + o_first, bytes)
+    o_first = layer * cache.stride_layer + sequence.to(tl.int64) * cache.stride_sequence
+    o_first += first.to(tl.int64) * cache.stride_slot
+    bytes = tl.maximum(slots, 0) * cache.stride_slot * (cache.k.dtype.element_ty.primitive_bitwidth // 8)
+    return span(cache.k + o_first, bytes), span(cache.v + o_first, bytes)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What programs of one launch need of one another: waiting for all, and reading ahead into the L2 cache.
+"""What programs of one launch need of one another: waiting for all, and clocks to see how long they do.
 
 Prefixes: p_ pointer.
 """
@@ -64,54 +64,3 @@ def next_phase(work, p_trace, i, programs, target, event):
     wait_for_all(work.barrier, target + programs)
     stamp(p_trace, i, programs, event + 1)
     return target + programs, event + 2
-
-
-@triton.jit
-def read_ahead(p_first, bytes):
-    """Bring ``bytes`` (a multiple of 16, none if 0) from a 16-byte boundary on into the L2 cache (sm_90).
-
-    One thread asks; nothing waits.
-    """
-    tl.inline_asm_elementwise(
-        """
-        {
-        .reg .pred asks;
-        .reg .u32 thread;
-        mov.u32 thread, %tid.x;
-        setp.eq.u32 asks, thread, 0;
-        setp.ne.and.u32 asks, $2, 0, asks;
-        @asks cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.u32 $0, 0;
-        }
-        """,
-        "=r,l,r",
-        [p_first.to(tl.int64), bytes],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
-def read_rows_ahead(p_matrix, first, rows, MOST: tl.constexpr, CHANNELS: tl.constexpr):
-    """The first MOST at the most of ``rows`` rows of CHANNELS 16-bit elements."""
-    if MOST > 0:
-        p_first = p_matrix + first.to(tl.int64) * CHANNELS
-        read_ahead(p_first, tl.minimum(rows, MOST) * (CHANNELS * 2))
-
-
-@triton.jit
-def read_pairs_ahead(
-    p_matrix, first, pairs, HALF_DIM: tl.constexpr, MOST: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """Likewise MOST at the most of ``pairs`` pairs of rows HALF_DIM apart, of two heads at the most."""
-    if MOST > 0:
-        pairs = tl.minimum(pairs, MOST)
-        row = first // HALF_DIM * (2 * HALF_DIM) + first % HALF_DIM
-        here = tl.minimum(pairs, HALF_DIM - first % HALF_DIM)
-        next_row = (first // HALF_DIM + 1) * (2 * HALF_DIM)
-        beyond = tl.minimum(pairs - here, HALF_DIM)
-        read_rows_ahead(p_matrix, row, here, MOST, CHANNELS)
-        read_rows_ahead(p_matrix, row + HALF_DIM, here, MOST, CHANNELS)
-        read_rows_ahead(p_matrix, next_row, beyond, MOST, CHANNELS)
-        read_rows_ahead(p_matrix, next_row + HALF_DIM, beyond, MOST, CHANNELS)

@@ -34,12 +34,13 @@ def layers_traffic(shape: Shape, positions: Sequence[int], element: int, cache_e
     """What the layers request of weights, embedding and cache, and write to cache and history.
 
     Every tile of ROW_TILE rows reads the weights, past the first from the L2 cache. A row reads the slots up
-    to its own, of every kv head once. What phases hand on to each other stays in L2 and is not counted.
+    to its own, of every kv head once, and of the embedding twice: by those that start the residual stream and
+    by the one that sums its squares. What phases hand on to each other stays in L2 and is not counted.
     """
     rows = len(positions)
     tiles = -(-rows // ROW_TILE)
     reads = {name: shape.layers * tiles * size * element for name, size in layer_weights(shape).items()}
-    reads["embedding"] = rows * shape.channels * element
+    reads["embedding"] = 2 * rows * shape.channels * element
     slot = shape.layers * shape.kv_heads * shape.head_dim * cache_element
     reads["k"] = reads["v"] = slot * sum(position + 1 for position in positions)
     writes = {"k": slot * rows, "v": slot * rows, "history": HISTORY_BYTES * rows}

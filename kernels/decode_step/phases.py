@@ -2,9 +2,10 @@
 
 RMSNorm (Zhang & Sennrich 2019) is split between neighbours: who writes the residual stream also writes it
 times the next norm's gain, and the sums of squares of its channels; who reads multiplies its results by
-1 / rms. So a product starts without having seen its whole input, and its inner loop is a plain product.
+1 / rms. So a product starts without having seen its whole input, and its inner loop is a plain product. The
+sums are whole numbers in fixed point, which programs add up in memory in any order.
 
-Shapes: N rows, C model dim, H query heads, K kv heads, D head dim, M MLP inner width, P programs.
+Shapes: N rows, C model dim, H query heads, K kv heads, D head dim, M MLP inner width.
 Prefixes: p_ pointer, o_ offset, m_ mask, i_ index, b_ block (tile).
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -17,19 +18,35 @@ import triton.language as tl
 from lit_eff.kernels.decode_step.product import halves_of, product, share
 from lit_eff.kernels.linear.epilogue import silu
 
+STEPS = tl.constexpr(2.0**22)  # to 1, of a sum of squares in fixed point
+LIMIT = tl.constexpr(2.0**55)  # of a sum in steps: 2^8 programs' stay below 2^63
+
 
 @triton.jit
-def squares_of(work, o_n, m_n, programs, SQUARES: tl.constexpr):
-    """(ROWS, SQUARES) sums of squares, asked for before a product and added up after it."""
-    o_p = tl.arange(0, SQUARES)
-    m_p = m_n[:, None] & (o_p < programs)[None, :]
-    p_squares = work.squares + o_n.to(tl.int64)[:, None] * programs + o_p[None, :]
-    return tl.load(p_squares, mask=m_p, other=0.0, cache_modifier=".cg")
+def in_fixed_point(b_squares):
+    """A sum of squares as a whole number, so that programs may add theirs in any order."""
+    b_steps = tl.fma(b_squares, STEPS, 0.5)
+    return tl.where(b_squares < LIMIT / STEPS, b_steps, LIMIT).to(tl.int64)
+
+
+@triton.jit
+def squares_of(work, norm, o_n, m_n, rows):
+    """Sums of squares (ROWS,) of the channels that the norm ``norm`` of all takes."""
+    p_squares = work.squares + norm * rows + o_n
+    return tl.load(p_squares, mask=m_n, other=0, cache_modifier=".cg")
+
+
+@triton.jit
+def add_squares(work, norm, b_squares, o_n, m_n, rows):
+    p_squares = work.squares + norm * rows + o_n
+    tl.atomic_add(p_squares, in_fixed_point(b_squares), mask=m_n, sem="relaxed")
 
 
 @triton.jit
 def inverse_rms(b_squares, epsilon, CHANNELS: tl.constexpr):
-    return tl.rsqrt(tl.sum(b_squares, 1) / CHANNELS + epsilon)
+    """NaN where a program's sum was too large for its whole number."""
+    b_mean = tl.where(b_squares < LIMIT, b_squares.to(tl.float32) / (STEPS * CHANNELS), float("nan"))
+    return tl.rsqrt(b_mean + epsilon)
 
 
 @triton.jit
@@ -47,28 +64,36 @@ def hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS: tl.constexpr)
 
 @triton.jit
 def embed_phase(
-    weights, row, work, rows, capacity, i, programs,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
+    weights, row, work, rows, norms, capacity, i, programs,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The residual stream's start: rows of the embedding."""
+    """The residual stream's start: rows of the embedding. Sums of squares start anew: the first norm's are
+    found here, those of the others are zero.
+    """
     first, last = share(i, CHANNELS, programs)
     for n in tl.range(0, rows, ROWS):
         o_n = n + tl.arange(0, ROWS)
         m_n = o_n < rows
         b_token = tl.load(row.token + o_n, mask=m_n, other=0)
-        b_squares = tl.zeros([ROWS], tl.float32)
         for o in tl.range(first, last, BLOCK_O):
             o_o = o + tl.arange(0, BLOCK_O)
             m_o = o_o < last
             p_y = weights.embedding + b_token[None, :] * CHANNELS + o_o[:, None]
             b_y = tl.load(p_y, mask=m_o[:, None] & m_n[None, :], other=0.0).to(tl.float32)
             b_gain = tl.load(weights.gains + o_o, mask=m_o, other=0.0)
-            b_squares += hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
-        tl.store(work.squares + o_n.to(tl.int64) * programs + i, b_squares, mask=m_n)
+            hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
+        for norm in tl.range(1 + i, norms, programs):
+            tl.store(work.squares + norm * rows + o_n, tl.zeros([ROWS], tl.int64), mask=m_n)
         if i == 0:
             b_place = tl.load(row.sequence + o_n, mask=m_n, other=0).to(tl.int64) * capacity
             b_place += tl.load(row.position + o_n, mask=m_n, other=0)
             tl.store(row.history + b_place, b_token, mask=m_n)
+    o_c = tl.arange(0, BLOCK_C)
+    for n in tl.range(i, rows, programs):
+        token = tl.load(row.token + n)
+        b_y = tl.load(weights.embedding + token * CHANNELS + o_c, mask=o_c < CHANNELS, other=0.0)
+        b_y = b_y.to(tl.float32)
+        tl.store(work.squares + n, in_fixed_point(tl.sum(b_y * b_y, 0)))
 
 
 @triton.jit
@@ -90,10 +115,10 @@ def place_of(
 
 @triton.jit
 def qkv_phase(
-    weights, row, cache, work, layer, rows, epsilon, i, programs, first_tile,
+    weights, row, cache, work, layer, rows, epsilon, i, programs, first_tile, ahead,
     CHANNELS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_O: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr,
-    STAGES: tl.constexpr, SQUARES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Norm, queries, keys and values, rotary positions (Su et al. 2021); keys and values to the cache.
 
@@ -111,15 +136,15 @@ def qkv_phase(
         for n in tl.range(0, rows, ROWS):
             o_n = n + tl.arange(0, ROWS)
             m_n = o_n < rows
-            b_squares = squares_of(work, o_n, m_n, programs, SQUARES)
+            b_squares = squares_of(work, 2 * layer, o_n, m_n, rows)
             b_position, b_sequence, b_cosine, b_sine = first_tile
             if unit + n != first:
                 b_position, b_sequence, b_cosine, b_sine = place_of(
                     weights, row, unit, last, n, rows, HALF_DIM, HALF, ROWS
                 )
             b_y = product(
-                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK,
-                STAGES,
+                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, ahead,
+                (n + ROWS >= rows) & (unit + HALF >= last), CHANNELS, ROWS, BLOCK_O, LANES, CHUNK, STAGES,
             )  # fmt: skip
             b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
             b_first, b_second = halves_of(b_y, HALF, ROWS)
@@ -147,11 +172,14 @@ def qkv_phase(
 
 @triton.jit
 def residual_phase(
-    p_x, p_weight, p_gain, work, rows, i, programs,
+    p_x, p_weight, weights, norm, work, rows, i, programs, ahead,
     INPUTS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
     LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A product added to the residual stream: of the attention's outputs or the MLP's inner ones."""
+    """A product added to the residual stream, which the norm ``norm`` of all reads next: of the attention's
+    outputs or the MLP's inner ones.
+    """
+    p_gain = weights.gains + norm * CHANNELS
     first, last = share(i, CHANNELS, programs)
     for n in tl.range(0, rows, ROWS):
         o_n = n + tl.arange(0, ROWS)
@@ -163,17 +191,20 @@ def residual_phase(
             p_hidden = work.hidden + o_n.to(tl.int64)[None, :] * CHANNELS + o_o[:, None]
             b_hidden = tl.load(p_hidden, mask=m_o[:, None] & m_n[None, :], other=0.0, cache_modifier=".cg")
             b_gain = tl.load(p_gain + o_o, mask=m_o, other=0.0)  # on its way while the product runs
-            b_y = product(p_x, p_weight, o_n, m_n, o_o, m_o, INPUTS, ROWS, BLOCK_O, LANES, CHUNK, STAGES)
+            b_y = product(
+                p_x, p_weight, o_n, m_n, o_o, m_o, ahead, (n + ROWS >= rows) & (o + BLOCK_O >= last),
+                INPUTS, ROWS, BLOCK_O, LANES, CHUNK, STAGES,
+            )  # fmt: skip
             b_y += b_hidden.to(tl.float32)
             b_squares += hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
-        tl.store(work.squares + o_n.to(tl.int64) * programs + i, b_squares, mask=m_n)
+        add_squares(work, norm, b_squares, o_n, m_n, rows)
 
 
 @triton.jit
 def gate_up_phase(
-    weights, work, layer, rows, epsilon, i, programs,
+    weights, work, layer, rows, epsilon, i, programs, ahead,
     CHANNELS: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
-    LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, SQUARES: tl.constexpr,
+    LANES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Norm, gates and what they gate (SwiGLU, Shazeer 2020). A unit is a gate and its partner."""
     HALF: tl.constexpr = BLOCK_O // 2
@@ -187,10 +218,10 @@ def gate_up_phase(
         for n in tl.range(0, rows, ROWS):
             o_n = n + tl.arange(0, ROWS)
             m_n = o_n < rows
-            b_squares = squares_of(work, o_n, m_n, programs, SQUARES)
+            b_squares = squares_of(work, 2 * layer + 1, o_n, m_n, rows)
             b_y = product(
-                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, CHANNELS, ROWS, BLOCK_O, LANES, CHUNK,
-                STAGES,
+                work.scaled, p_weight, o_n, m_n, o_weight, m_weight, ahead,
+                (n + ROWS >= rows) & (unit + HALF >= last), CHANNELS, ROWS, BLOCK_O, LANES, CHUNK, STAGES,
             )  # fmt: skip
             b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
             b_gate, b_up = halves_of(b_y, HALF, ROWS)
@@ -202,15 +233,15 @@ def gate_up_phase(
 
 @triton.jit
 def normed_phase(
-    work, rows, epsilon, i, programs,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, SQUARES: tl.constexpr,
+    work, norm, rows, epsilon, i, programs,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """The last norm's result, for the output head."""
     first, last = share(i, CHANNELS, programs)
     for n in tl.range(0, rows, ROWS):
         o_n = n + tl.arange(0, ROWS)
         m_n = o_n < rows
-        b_squares = squares_of(work, o_n, m_n, programs, SQUARES)
+        b_squares = squares_of(work, norm, o_n, m_n, rows)
         for o in tl.range(first, last, BLOCK_O):
             o_o = o + tl.arange(0, BLOCK_O)
             m_y = (o_o < last)[:, None] & m_n[None, :]

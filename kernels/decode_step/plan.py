@@ -18,7 +18,7 @@ class Ahead:
     qkv: int = 49152
     output: int = 32768
     gate_up: int = 49152
-    down: int = 49152
+    down: int = 81920
 
 
 @dataclass(frozen=True)

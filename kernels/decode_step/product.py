@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lit_eff.kernels.decode_step.ahead import read_ahead
 from lit_eff.kernels.linear.tile import along_rows, channels_of, four_lanes_added_up
 
 
@@ -28,13 +29,14 @@ def share(i, units, programs):
 
 @triton.jit
 def product(
-    p_x, p_weight, o_n, m_n, o_o, m_o,
+    p_x, p_weight, o_n, m_n, o_o, m_o, ahead, is_last,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, LANES: tl.constexpr,
     CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows ``o_o`` of the weight times rows ``o_n`` of the input: (BLOCK_O, ROWS) in float32.
 
-    Rows that a mask leaves out are not requested and count as zero.
+    Rows that a mask leaves out are not requested and count as zero. Where this tile ``is_last``, the spans
+    ``ahead`` are requested as soon as its own loads have come.
     """
     STEP: tl.constexpr = LANES * CHUNK
     o_c = channels_of(LANES, CHUNK)
@@ -58,6 +60,7 @@ def product(
         p_x += STEP
         b_x = tl.trans(b_x) if LANES == 1 else tl.permute(b_x, 0, 2, 1)
         b_acc = tl.dot(b_weight, b_x, b_acc, input_precision="ieee")
+    read_ahead(ahead, is_last)
     return b_acc if LANES == 1 else four_lanes_added_up(b_acc, BLOCK_O, ROWS)
 
 

@@ -74,10 +74,8 @@ class StepCase:
         count = len(row.token)
         work = new_work(self.shape, plan, count, self.slots, self.weights.embedding)
         work = work._replace(
-            **{
-                name: getattr(work, name).fill_(float("nan"))
-                for name in ("hidden", "scaled", "squares", "query")
-            }
+            squares=work.squares.fill_(-1),
+            **{name: getattr(work, name).fill_(float("nan")) for name in ("hidden", "scaled", "query")},
         )
         capability = 80 if self.device == "cpu" else 90
         for span in spans or ((0, self.shape.layers),):

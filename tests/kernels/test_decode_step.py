@@ -37,6 +37,20 @@ def test_as_good_as_torch(shape: object, dtype: torch.dtype) -> None:
     assert (row.history == -1).sum() == row.history.numel() - len(row.token)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e4, 1e6])
+def test_sums_of_squares_in_fixed_point(scale: float) -> None:
+    """Small and large hidden states are as precise as any; beyond the range nothing looks right."""
+    case = StepCase()
+    case.weights.embedding.mul_(scale)
+    row = case.rows(*ROWS)
+    ours, *_ = case.run(row, SMALL_PLAN)
+    if scale == 1e6:
+        assert ours.isnan().all()
+        return
+    (plain, *_), (exact, *_) = case.reference(row), case.reference(row, torch.float64)
+    assert worst(ours, exact) <= 2 * worst(plain, exact) + 2e-6 * exact.abs().max()
+
+
 def test_rows_alone_and_in_company(row_exact_interpreter: None) -> None:
     """Rows that are decoded one by one, verified together, and batched yield one set of bits."""
     case = StepCase()
