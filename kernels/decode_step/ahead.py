@@ -38,6 +38,12 @@ def read_ahead(spans, now):
 
 
 @triton.jit
+def anew(x):
+    """``x``. What follows from it cannot be moved out of the loop over layers, to be kept in registers."""
+    return tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def span(p_first, bytes):
     return p_first.to(tl.int64), bytes
 
@@ -57,7 +63,7 @@ def pairs_ahead(
     p_matrix, first, pairs, HALF_DIM: tl.constexpr, MOST: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """Likewise MOST at the most of ``pairs`` pairs of rows HALF_DIM apart, of two heads at the most: four."""
-    pairs = tl.minimum(pairs, MOST)
+    first, pairs = anew(first), tl.minimum(pairs, MOST)
     row = first // HALF_DIM * (2 * HALF_DIM) + first % HALF_DIM
     here = tl.minimum(pairs, HALF_DIM - first % HALF_DIM)
     next_row = (first // HALF_DIM + 1) * (2 * HALF_DIM)

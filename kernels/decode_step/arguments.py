@@ -71,7 +71,7 @@ class Work(NamedTuple):
     hidden: Any  # (N, C) the residual stream
     scaled: Any  # (N, C) the same times the gain of the norm that reads it next
     normed: Any  # (N, C) normed for the output head, after the last layer
-    squares: Any  # (2 L + 1, N) int64: sums of squares that each norm takes, in fixed point
+    squares: Any  # (2 L + 1, 2, N) int64: sums of squares that each norm takes, ones and fractions
     query: Any  # (N, H D)
     attended: Any  # (N, H D)
     inner: Any  # (N, M)

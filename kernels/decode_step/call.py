@@ -35,7 +35,7 @@ def new_work(shape: Shape, plan: Plan, rows: int, slots: int, like: Tensor) -> W
         hidden=like.new_zeros(rows, shape.channels),
         scaled=like.new_zeros(rows, shape.channels),
         normed=like.new_zeros(rows, shape.channels),
-        squares=like.new_zeros(2 * shape.layers + 1, rows, dtype=torch.int64),
+        squares=like.new_zeros(2 * shape.layers + 1, 2, rows, dtype=torch.int64),
         query=like.new_zeros(rows, shape.attended),
         attended=like.new_zeros(rows, shape.attended),
         inner=like.new_zeros(rows, shape.inner),

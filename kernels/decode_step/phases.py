@@ -18,34 +18,39 @@ import triton.language as tl
 from lit_eff.kernels.decode_step.product import halves_of, product, share
 from lit_eff.kernels.linear.epilogue import silu
 
-STEPS = tl.constexpr(2.0**22)  # to 1, of a sum of squares in fixed point
-LIMIT = tl.constexpr(2.0**55)  # of a sum in steps: 2^8 programs' stay below 2^63
+FRACTIONS = tl.constexpr(2.0**40)  # in 1, of a sum of squares in fixed point
+LIMIT = tl.constexpr(2.0**55)  # of such a sum: 2^8 programs' stay below 2^63
 
 
 @triton.jit
 def in_fixed_point(b_squares):
-    """A sum of squares as a whole number, so that programs may add theirs in any order."""
-    b_steps = tl.fma(b_squares, STEPS, 0.5)
-    return tl.where(b_squares < LIMIT / STEPS, b_steps, LIMIT).to(tl.int64)
+    """Sums of squares as two whole numbers, of ones and of fractions, which programs may add in any order."""
+    b_whole = tl.where(b_squares < LIMIT, tl.floor(b_squares), LIMIT)
+    b_fraction = tl.where(b_squares < LIMIT, b_squares - b_whole, 0.0)
+    return b_whole.to(tl.int64), (b_fraction * FRACTIONS).to(tl.int64)
 
 
 @triton.jit
 def squares_of(work, norm, o_n, m_n, rows):
-    """Sums of squares (ROWS,) of the channels that the norm ``norm`` of all takes."""
-    p_squares = work.squares + norm * rows + o_n
-    return tl.load(p_squares, mask=m_n, other=0, cache_modifier=".cg")
+    """Sums of squares (ROWS,) of the channels that the norm ``norm`` of all takes, ones and fractions."""
+    p_whole = work.squares + 2 * norm * rows + o_n
+    b_whole = tl.load(p_whole, mask=m_n, other=0, cache_modifier=".cg")
+    return b_whole, tl.load(p_whole + rows, mask=m_n, other=0, cache_modifier=".cg")
 
 
 @triton.jit
 def add_squares(work, norm, b_squares, o_n, m_n, rows):
-    p_squares = work.squares + norm * rows + o_n
-    tl.atomic_add(p_squares, in_fixed_point(b_squares), mask=m_n, sem="relaxed")
+    b_whole, b_fraction = in_fixed_point(b_squares)
+    p_whole = work.squares + 2 * norm * rows + o_n
+    tl.atomic_add(p_whole, b_whole, mask=m_n, sem="relaxed")
+    tl.atomic_add(p_whole + rows, b_fraction, mask=m_n, sem="relaxed")
 
 
 @triton.jit
-def inverse_rms(b_squares, epsilon, CHANNELS: tl.constexpr):
-    """NaN where a program's sum was too large for its whole number."""
-    b_mean = tl.where(b_squares < LIMIT, b_squares.to(tl.float32) / (STEPS * CHANNELS), float("nan"))
+def inverse_rms(squares, epsilon, CHANNELS: tl.constexpr):
+    """NaN where the sum is beyond the range."""
+    b_squares = squares[0].to(tl.float32) + squares[1].to(tl.float32) / FRACTIONS
+    b_mean = tl.where(b_squares < LIMIT, b_squares, float("nan")) / CHANNELS
     return tl.rsqrt(b_mean + epsilon)
 
 
@@ -83,7 +88,9 @@ def embed_phase(
             b_gain = tl.load(weights.gains + o_o, mask=m_o, other=0.0)
             hidden_stored(work, b_gain, b_y, o_n, m_n, o_o, m_o, CHANNELS)
         for norm in tl.range(1 + i, norms, programs):
-            tl.store(work.squares + norm * rows + o_n, tl.zeros([ROWS], tl.int64), mask=m_n)
+            p_whole = work.squares + 2 * norm * rows + o_n
+            tl.store(p_whole, tl.zeros([ROWS], tl.int64), mask=m_n)
+            tl.store(p_whole + rows, tl.zeros([ROWS], tl.int64), mask=m_n)
         if i == 0:
             b_place = tl.load(row.sequence + o_n, mask=m_n, other=0).to(tl.int64) * capacity
             b_place += tl.load(row.position + o_n, mask=m_n, other=0)
@@ -93,7 +100,9 @@ def embed_phase(
         token = tl.load(row.token + n)
         b_y = tl.load(weights.embedding + token * CHANNELS + o_c, mask=o_c < CHANNELS, other=0.0)
         b_y = b_y.to(tl.float32)
-        tl.store(work.squares + n, in_fixed_point(tl.sum(b_y * b_y, 0)))
+        whole, fraction = in_fixed_point(tl.sum(b_y * b_y, 0))
+        tl.store(work.squares + n, whole)
+        tl.store(work.squares + rows + n, fraction)
 
 
 @triton.jit
@@ -136,7 +145,7 @@ def qkv_phase(
         for n in tl.range(0, rows, ROWS):
             o_n = n + tl.arange(0, ROWS)
             m_n = o_n < rows
-            b_squares = squares_of(work, 2 * layer, o_n, m_n, rows)
+            squares = squares_of(work, 2 * layer, o_n, m_n, rows)
             b_position, b_sequence, b_cosine, b_sine = first_tile
             if unit + n != first:
                 b_position, b_sequence, b_cosine, b_sine = place_of(
@@ -146,7 +155,7 @@ def qkv_phase(
                 work.scaled, p_weight, o_n, m_n, o_weight, m_weight, ahead,
                 (n + ROWS >= rows) & (unit + HALF >= last), CHANNELS, ROWS, BLOCK_O, LANES, CHUNK, STAGES,
             )  # fmt: skip
-            b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
+            b_y *= inverse_rms(squares, epsilon, CHANNELS)[None, :]
             b_first, b_second = halves_of(b_y, HALF, ROWS)
             m_value = (unit + tl.arange(0, HALF) >= (HEADS + KV_HEADS) * HALF_DIM)[:, None]
             b_turned = tl.fma(b_first, b_cosine, -(b_second * b_sine))
@@ -218,12 +227,12 @@ def gate_up_phase(
         for n in tl.range(0, rows, ROWS):
             o_n = n + tl.arange(0, ROWS)
             m_n = o_n < rows
-            b_squares = squares_of(work, 2 * layer + 1, o_n, m_n, rows)
+            squares = squares_of(work, 2 * layer + 1, o_n, m_n, rows)
             b_y = product(
                 work.scaled, p_weight, o_n, m_n, o_weight, m_weight, ahead,
                 (n + ROWS >= rows) & (unit + HALF >= last), CHANNELS, ROWS, BLOCK_O, LANES, CHUNK, STAGES,
             )  # fmt: skip
-            b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
+            b_y *= inverse_rms(squares, epsilon, CHANNELS)[None, :]
             b_gate, b_up = halves_of(b_y, HALF, ROWS)
             o_half = unit + tl.arange(0, HALF)
             p_inner = work.inner + o_n.to(tl.int64)[None, :] * INNER + o_half[:, None]
@@ -241,11 +250,11 @@ def normed_phase(
     for n in tl.range(0, rows, ROWS):
         o_n = n + tl.arange(0, ROWS)
         m_n = o_n < rows
-        b_squares = squares_of(work, norm, o_n, m_n, rows)
+        squares = squares_of(work, norm, o_n, m_n, rows)
         for o in tl.range(first, last, BLOCK_O):
             o_o = o + tl.arange(0, BLOCK_O)
             m_y = (o_o < last)[:, None] & m_n[None, :]
             o_y = o_n.to(tl.int64)[None, :] * CHANNELS + o_o[:, None]
             b_y = tl.load(work.scaled + o_y, mask=m_y, other=0.0, cache_modifier=".cg").to(tl.float32)
-            b_y *= inverse_rms(b_squares, epsilon, CHANNELS)[None, :]
+            b_y *= inverse_rms(squares, epsilon, CHANNELS)[None, :]
             tl.store(work.normed + o_y, b_y.to(work.normed.dtype.element_ty), mask=m_y)

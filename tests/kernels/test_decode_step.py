@@ -37,14 +37,14 @@ def test_as_good_as_torch(shape: object, dtype: torch.dtype) -> None:
     assert (row.history == -1).sum() == row.history.numel() - len(row.token)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e4, 1e6])
+@pytest.mark.parametrize("scale", [1e-4, 1e5, 1e9])
 def test_sums_of_squares_in_fixed_point(scale: float) -> None:
     """Small and large hidden states are as precise as any; beyond the range nothing looks right."""
     case = StepCase()
     case.weights.embedding.mul_(scale)
     row = case.rows(*ROWS)
     ours, *_ = case.run(row, SMALL_PLAN)
-    if scale == 1e6:
+    if scale == 1e9:
         assert ours.isnan().all()
         return
     (plain, *_), (exact, *_) = case.reference(row), case.reference(row, torch.float64)
