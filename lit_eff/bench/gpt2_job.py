@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lit_eff.errors import require
+from lit_eff.bench.gpt2_graph import StepGraph
+from lit_eff.errors import UserError, require
 from lit_eff.kernels.attention import explain
 from lit_eff.models.hf_attention import NAME, register_attention
 
@@ -100,17 +101,24 @@ def hugging_face_model(size: Size, attention: str, seed: int) -> nn.Module:
 
 
 class TrainingJob:
-    """GPT-2 under bf16 autocast with fused AdamW; only ``attention`` and ``compiled`` differ between jobs."""
+    """GPT-2 under bf16 autocast with fused AdamW; only ``attention``, ``compiled`` and ``captured``, whether
+    steps are a CUDA graph, differ between jobs.
+    """
 
     precision = torch.bfloat16
 
-    def __init__(self, size: Size, attention: str, compiled: bool, device: str, seed: int) -> None:
-        self.size, self.attention, self.compiled = size, attention, compiled
+    def __init__(
+        self, size: Size, attention: str, compiled: bool, captured: bool, device: str, seed: int
+    ) -> None:
+        self.size, self.attention, self.compiled, self.captured = size, attention, compiled, captured
         self.device = torch.device(device)
+        if captured and self.device.type != "cuda":
+            raise UserError("a step as a CUDA graph needs an NVIDIA GPU")
+        self._graph: StepGraph | None = None
         self.model = self.build(hugging_face_model(size, attention, seed)).to(device).train()
         self.initial = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
         self.forward = self.make_forward()
-        self._reset()
+        self._new_optimizer()
         generator = torch.Generator().manual_seed(seed)
         shape = (size.batch, size.length)
         self.noise_BT = torch.randint(size.vocabulary, shape, generator=generator).to(device)
@@ -128,18 +136,40 @@ class TrainingJob:
         loss: Tensor = self.forward(input_ids=tokens_BT, labels=tokens_BT).loss
         return loss
 
-    def _reset(self) -> None:
-        self.model.load_state_dict(self.initial)
-        fused = self.device.type == "cuda"
+    def _new_optimizer(self) -> None:
+        self._graph = None  # was captured with the last one
+        rate: Any = torch.tensor(LEARNING_RATE, device=self.device) if self.captured else LEARNING_RATE
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), LEARNING_RATE, (0.9, 0.95), weight_decay=0.1, fused=fused
+            self.model.parameters(),
+            rate,
+            (0.9, 0.95),
+            weight_decay=0.1,
+            fused=self.device.type == "cuda",
+            capturable=self.captured,
         )
+
+    def _restart(self) -> None:
+        """From the initial weights on. What a graph was captured from stays, with other contents."""
+        self._new_optimizer()
+        if self.captured:
+            self.step(self.noise_BT)
+        self.model.load_state_dict(self.initial)
+        for state in self.optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.precision)
 
     def step(self, tokens_BT: Tensor) -> Tensor:
         """One optimizer step; the loss, still on the device."""
+        if not self.captured:
+            return self._step(tokens_BT)
+        if self._graph is None:
+            self._graph = StepGraph(self._step, self.noise_BT)
+        return self._graph(tokens_BT)
+
+    def _step(self, tokens_BT: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self.loss(tokens_BT)
@@ -194,13 +224,17 @@ class TrainingJob:
 
     def curve(self, rows_NT: NDArray[np.int32]) -> list[float]:
         """Losses from the initial weights on, B of the rows a step."""
-        self._reset()
+        self._restart()
         losses = []
         for index, tokens_BT in enumerate(
             torch.split(torch.from_numpy(rows_NT).to(torch.int64), self.size.batch)
         ):
+            rate = LEARNING_RATE * min(1.0, (index + 1) / WARMUP_STEPS)
             for group in self.optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, (index + 1) / WARMUP_STEPS)
+                if self.captured:
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
             losses.append(self.step(tokens_BT.to(self.device)))
         values = [float(loss) for loss in losses]
         self._finish()
@@ -236,6 +270,7 @@ class TrainingJob:
     def _finish(self) -> None:
         """Leave the device to the other jobs: keep no more memory than weights and optimizer state."""
         self._wait()
+        self._graph = None
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -3,7 +3,8 @@
 The same initial weights, data, optimizer and precision for all (GPT2LMHeadModel from its config, random
 weights, no dropout, bf16 autocast, fused AdamW, T 1,024). As lit_eff-compile our attention is registered with
 transformers, the model's code untouched; lit_eff-model is this project's model and loss. Step times are
-medians of interleaved turns; losses are of the same batches of real text.
+medians of interleaved turns; losses are of the same batches of real text. A -graph job's whole step is one
+CUDA graph: the others' steps also take the host's time.
 """
 
 from __future__ import annotations
@@ -36,25 +37,29 @@ from lit_eff.errors import UserError, nearest, require
 from lit_eff.files import atomic_path
 from lit_eff.profiling.devices import driver_version, find_device
 
-# name -> (class, attention, compiled). "sdpa_unmasked" is Hugging Face's own function without the mask tensor
-# that transformers makes when traced, "none" a step without attention: what is left if attention were free.
+# name -> (class, attention, compiled, captured). "sdpa_unmasked" is Hugging Face's own function without the
+# mask tensor that transformers makes when traced, "none" a step without attention: as if it were free.
 JOBS = {
-    "eager": (TrainingJob, "eager", False),
-    "eager-compile": (TrainingJob, "eager", True),
-    "sdpa": (TrainingJob, "sdpa", False),
-    "sdpa-compile": (TrainingJob, "sdpa", True),
-    "sdpa-unmasked-compile": (TrainingJob, "sdpa_unmasked", True),
-    "lit_eff-compile": (TrainingJob, "lit_eff", True),
-    "lit_eff-model": (TransformerJob, "lit_eff", True),
-    "none-compile": (TrainingJob, "none", True),
+    "eager": (TrainingJob, "eager", False, False),
+    "eager-compile": (TrainingJob, "eager", True, False),
+    "sdpa": (TrainingJob, "sdpa", False, False),
+    "sdpa-compile": (TrainingJob, "sdpa", True, False),
+    "sdpa-unmasked-compile": (TrainingJob, "sdpa_unmasked", True, False),
+    "sdpa-unmasked-graph": (TrainingJob, "sdpa_unmasked", True, True),
+    "lit_eff-compile": (TrainingJob, "lit_eff", True, False),
+    "lit_eff-graph": (TrainingJob, "lit_eff", True, True),
+    "lit_eff-model": (TransformerJob, "lit_eff", True, False),
+    "lit_eff-model-graph": (TransformerJob, "lit_eff", True, True),
+    "none-compile": (TrainingJob, "none", True, False),
 }
-ATTENTION, MODEL, EAGER, FREE = "lit_eff-compile", "lit_eff-model", "eager", "none-compile"
-OURS = (ATTENTION, MODEL)
+EAGER, FREE = "eager", "none-compile"
+MODELS = ("lit_eff-model", "lit_eff-model-graph")
+OURS = ("lit_eff-compile", "lit_eff-graph", *MODELS)
 BASELINES = ("sdpa-compile", "sdpa-unmasked-compile")
 GOALS = {"small": 3.5, "medium": 3.0}  # over eager attention: FlashAttention (Dao et al. 2022), table 2
 MODEL_GOAL = 1.2  # of our own model, over Hugging Face's compiled as it is
 Tokens = NDArray[np.int32]
-COLOURS = dict(zip(JOBS, ("C7", "C5", "C1", "C0", "C4", "C2", "C6", "C3"), strict=True))
+COLOURS = {name: f"C{index % 10}" for index, name in enumerate(JOBS)}
 
 
 @dataclass
@@ -131,10 +136,10 @@ def compare(
     say(f"compiling {len(names)} jobs, {options.parallel} at a time")
     workers = []
     for name in names:
-        make, attention, compiled = JOBS[name]
+        make, *job = JOBS[name]
         # Eager attention keeps all its scores: no two such jobs fit a GPU at once.
-        turns = [large, slots] if attention == EAGER else [slots]
-        workers.append(Worker(Row(name), turns, (make, size, attention, compiled, device, options.seed)))
+        turns = [large, slots] if EAGER in job else [slots]
+        workers.append(Worker(Row(name), turns, (make, size, *job, device, options.seed)))
     rows = [worker.row for worker in workers]
     try:
         rows_NT = text()
@@ -226,7 +231,7 @@ def report(name: str, size: Size, rows: list[Row]) -> list[dict[str, Any]]:
             **kernels,
             "losses": row.losses,
         }
-        if free and row.name not in (FREE, MODEL):  # whose step without attention this is not
+        if free and row.name not in (FREE, *MODELS) and "graph" not in row.name:  # else it is not that step
             record["attention_share_by_subtraction"] = 1 - free / row.median
         attention = kernels.get("attention_milliseconds")
         record["attention_share_of_kernels"] = attention and attention / kernels["kernel_milliseconds"]
@@ -260,7 +265,7 @@ def verdicts(size: str, records: list[dict[str, Any]]) -> list[str]:
             lines.append(f"{size}: {name} did not run, so it is not compared")
             continue
         goals = dict.fromkeys(BASELINES, 1.0) | {EAGER: GOALS.get(size)}
-        if name == MODEL:
+        if name in MODELS:
             goals[BASELINES[0]] = MODEL_GOAL
         for other, goal in goals.items():
             ratio = record["ratios"].get(other)
@@ -351,9 +356,12 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, print, and write JSON lines and a plot; 1 if one of our jobs did not run."""
     options = _parser().parse(list(sys.argv[1:] if argv is None else argv))
-    for name, known in ((name, JOBS) for name in options.jobs):
-        if name not in known:
-            raise UserError(f"no job {name!r}{nearest(name, known)}")
+    options.jobs = options.jobs or [
+        name for name, job in JOBS.items() if torch.cuda.is_available() or not job[3]
+    ]
+    for name in options.jobs:
+        if name not in JOBS:
+            raise UserError(f"no job {name!r}{nearest(name, JOBS)}")
     for name in ("rounds", "steps", "curve_steps", "parallel"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
@@ -382,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="lit-eff bench gpt2_training", description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "medium"])
-    parser.add_argument("--jobs", nargs="+", metavar="JOB", default=list(JOBS), help=", ".join(JOBS))
+    parser.add_argument("--jobs", nargs="+", metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--rounds", type=int, default=12, help="turns of each job")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a turn")
     parser.add_argument("--curve-steps", type=int, default=100, help="training steps of the loss curves")
