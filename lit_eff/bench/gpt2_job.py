@@ -246,6 +246,8 @@ class TrainingJob:
             return {"unavailable": "kernel times need an NVIDIA GPU"}
         from torch.profiler import ProfilerActivity, profile
 
+        self.step(self.noise_BT)  # captures, if that is what steps are
+        self._wait()
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(steps):
                 self.step(self.noise_BT)

@@ -15,7 +15,7 @@ import torch
 from lit_eff.bench import gpt2_training
 from lit_eff.bench.gpt2_job import ATTENTION_KERNELS, SIZES, TrainingJob, hugging_face_model, serve
 from lit_eff.bench.gpt2_model import TransformerJob, padded_transformer
-from lit_eff.bench.gpt2_training import Row, loss_differences, report, verdicts
+from lit_eff.bench.gpt2_report import Row, loss_differences, report, verdicts
 from lit_eff.errors import UserError
 
 pytest.importorskip("transformers")
