@@ -62,9 +62,15 @@ class Tokens:
     right: NDArray[np.bool_]
     layers: Floats
 
+    def part(self, first: int, end: int) -> Tokens:
+        """Texts ``first`` to ``end``."""
+        return Tokens(self.confidence[first:end], self.right[first:end], self.layers)
+
     def measure(self, thresholds_VE: Floats) -> tuple[Floats, Floats]:
-        """Share of wrong tokens, ``(n, V)``, and layers saved per token, ``(V,)``, of exits taken in order."""
-        wrong = np.concatenate([~self.right, np.zeros_like(self.right[..., :1])], axis=-1)  # the end is right
+        """Share of wrong tokens, ``(n, V)``, and layers saved per token, ``(V,)``: each leaves by the
+        first exit that is sure."""
+        at_the_end = np.zeros_like(self.right[..., :1])
+        wrong = np.concatenate([~self.right, at_the_end], axis=-1)
         layers = np.append(self.layers, LAYERS)
         losses, saved = [], []
         for threshold_E in thresholds_VE:
@@ -76,14 +82,15 @@ class Tokens:
 
 
 def tokens(n: int, rng: np.random.Generator, *, overconfident: bool, length: int = 32) -> Tokens:
-    """n texts of ``length`` tokens and three exits; a text's tokens are alike, an easier token is right earlier.
+    """n texts of ``length`` tokens and three exits; a text's tokens are alike, easier ones right earlier.
 
-    ``overconfident``: the first exit claims more than it knows, as shallow heads do, so that one threshold for
-    all exits is too bold for the first or too shy for the others. Otherwise confidence means the same at each.
+    ``overconfident``: the first exit claims more than it knows, as shallow heads do, so that one threshold
+    for all exits is too bold for the first or too shy for the others. Otherwise confidence means the same at
+    each.
     """
     layers = np.array([3.0, 6.0, 9.0])
     difficulty = rng.beta(2, 2, (n, 1)) + 0.5 * rng.normal(size=(n, length))
     knows = 1 / (1 + np.exp(-4 * (layers / LAYERS - 0.9 * difficulty[..., None])))
     right = rng.random(knows.shape) < knows
     claims = knows ** np.array([0.25, 1.0, 1.0]) if overconfident else knows
-    return Tokens(np.clip(claims, 0.0, 1.0), right, layers)
+    return Tokens(claims, right, layers)

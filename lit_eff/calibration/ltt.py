@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from lit_eff.calibration.inputs import Losses, check_levels, check_risks, check_savings
 from lit_eff.calibration.p_values import FloatArray, candidate_p_values
-from lit_eff.calibration.paths import pareto_path
+from lit_eff.calibration.paths import front
 from lit_eff.calibration.procedures import SPLIT, BoolArray, find_procedure
 from lit_eff.errors import UserError
 
@@ -138,8 +138,13 @@ def learn_then_test(
     if procedure == SPLIT:
         if order_losses is None:
             raise UserError(f"{SPLIT} needs order_losses, of another split; or use fixed_sequence")
-        saved = np.arange(size) if savings is None else savings
-        order = pareto_path(order_losses, saved, delta=delta, epsilon=epsilon, p_value=p_value)
+        learned = check_risks(order_losses, delta, "order_losses")
+        if learned[0][0].shape[1] != size:
+            raise UserError(
+                f"order_losses have {learned[0][0].shape[1]} candidates and losses {size}; give the same ones"
+            )
+        saved = check_savings(np.arange(size) if savings is None else savings, size)
+        order = front(learned, saved, epsilon, p_value)
     else:
         if order_losses is not None:
             raise UserError(f"order_losses are for {SPLIT}; {procedure} takes the columns as they come")

@@ -52,12 +52,18 @@ def pareto_path(
     Raises:
         UserError: for losses or savings out of shape or range.
     """
-    risks = check_risks(losses, delta, "the learning split's losses")
-    saved = check_savings(savings, risks[0][0].shape[1])
+    risks = check_risks(losses, delta)
+    return front(risks, check_savings(savings, risks[0][0].shape[1]), epsilon, p_value)
+
+
+def front(
+    risks: Sequence[tuple[FloatArray, float]], savings_V: FloatArray, epsilon: float, p_value: str
+) -> NDArray[np.intp]:
+    """:func:`pareto_path` of losses and savings that are checked already."""
     p_values = candidate_p_values(risks, p_value, epsilon)
-    order = np.lexsort((-saved, relative_risk(risks), p_values))
-    before = np.maximum.accumulate(np.concatenate([[-np.inf], saved[order][:-1]]))
-    return order[saved[order] > before]
+    order = np.lexsort((-savings_V, relative_risk(risks), p_values))
+    before = np.maximum.accumulate(np.concatenate([[-np.inf], savings_V[order][:-1]]))
+    return order[savings_V[order] > before]
 
 
 @dataclass(frozen=True)
