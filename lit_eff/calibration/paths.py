@@ -41,8 +41,9 @@ def pareto_path(
 ) -> NDArray[np.intp]:
     """Candidates from safest to boldest, each saving more than all before: indices into the columns.
 
-    Safety is the estimated p-value, which weighs several risks by how hard each is to certify; equal ones
-    (0 and 1 are common) are told apart by their risk, then by their saving.
+    Safety is the estimated p-value, which weighs several risks by how hard each is to certify; equal ones are
+    told apart by their risk. Of candidates that look equally safe (no errors at all, say) the one that saves
+    least comes first and the others follow: a bold one that looks safe by chance would end the sequence.
 
     Args:
         losses: of the learning split, ``(m, V)``, or several risks as in :func:`learn_then_test`.
@@ -61,7 +62,7 @@ def front(
 ) -> NDArray[np.intp]:
     """:func:`pareto_path` of losses and savings that are checked already."""
     p_values = candidate_p_values(risks, p_value, epsilon)
-    order = np.lexsort((-savings_V, relative_risk(risks), p_values))
+    order = np.lexsort((savings_V, relative_risk(risks), p_values))
     before = np.maximum.accumulate(np.concatenate([[-np.inf], savings_V[order][:-1]]))
     return order[savings_V[order] > before]
 

@@ -67,7 +67,7 @@ def test_the_upper_bound_inverts_the_p_value_and_selects_as_fixed_sequence(
 
 @pytest.mark.parametrize("n", [50, 400])
 def test_the_bound_covers_the_true_risk(n: int) -> None:
-    rng, epsilon, trials = np.random.default_rng(2), 0.1, 4000
+    rng, epsilon, trials = np.random.default_rng(2), 0.1, 2000
     binary, smooth = rng.random((n, trials)) < 0.1, 0.2 * rng.random((n, trials))
     for losses in (binary, smooth):
         bounds = upper_confidence_bound(losses.astype(float), delta=0.5, epsilon=epsilon).bounds
