@@ -30,7 +30,8 @@ from lit_eff.files import atomic_path
 SEQUENCES = (100, 1_000, 10_000)
 CANDIDATES = 100
 UNSEEN = 5_000  # texts that tell the true risk of thresholds
-GRID = np.linspace(0.98, 0.1, 24)  # of the thresholds section
+GRID = 1.0 - np.geomspace(1e-3, 0.9, 24)  # of vectors
+SHARED_GRID = 1.0 - np.geomspace(1e-6, 0.9, 200)  # of one threshold, so that it lacks no fineness
 ORACLE, PLAIN, VECTORS = "oracle", "hoeffding", "vectors"
 SHARED, SHARED_HALF = "one threshold", "one threshold, half"
 SAVED, VIOLATIONS = "layers saved", "trials over delta"
@@ -70,11 +71,11 @@ def compare_p_values(family: str, n: int, trials: int, seed: int = 0) -> dict[st
 
 def compare_thresholds(n: int, trials: int, seed: int = 0) -> dict[str, tuple[Floats, Floats]]:
     """Layers saved and risk, on other texts, of vectors of thresholds and of one shared threshold."""
-    shared = np.repeat(GRID[:, None], 3, axis=1)
+    shared = np.repeat(SHARED_GRID[:, None], 3, axis=1)
     found: dict[str, list[tuple[float, float]]] = {VECTORS: [], SHARED: [], SHARED_HALF: []}
     for trial in range(trials):
         rng = np.random.default_rng([seed, n, trial])
-        text, truth = (tokens(count, rng, overconfident=True) for count in (n, UNSEEN))
+        text, truth = (tokens(count, rng, uneven=True) for count in (n, UNSEEN))
         learn, test = text.part(0, n // 2), text.part(n // 2, n)
         path = learn_thresholds(learn.measure, GRID, 3, delta=DELTA, epsilon=EPSILON, p_value="wsr")
         found[VECTORS].append(_certified(test, path.thresholds, truth))

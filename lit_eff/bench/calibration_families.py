@@ -81,16 +81,22 @@ class Tokens:
         return np.stack(losses, axis=1), np.array(saved)
 
 
-def tokens(n: int, rng: np.random.Generator, *, overconfident: bool, length: int = 32) -> Tokens:
+def tokens(n: int, rng: np.random.Generator, *, uneven: bool, length: int = 32) -> Tokens:
     """n texts of ``length`` tokens and three exits; a text's tokens are alike, easier ones right earlier.
 
-    ``overconfident``: the first exit claims more than it knows, as shallow heads do, so that one threshold
-    for all exits is too bold for the first or too shy for the others. Otherwise confidence means the same at
-    each.
+    ``uneven``: the first exit claims far more than it knows, and at random, as shallow heads do, so that one
+    threshold for all is too bold for the first or too shy for the others. Otherwise a confidence means the
+    same at each exit, the probability of being right, and one threshold is as good as several.
     """
     layers = np.array([3.0, 6.0, 9.0])
     difficulty = rng.beta(2, 2, (n, 1)) + 0.5 * rng.normal(size=(n, length))
-    knows = 1 / (1 + np.exp(-4 * (layers / LAYERS - 0.9 * difficulty[..., None])))
-    right = rng.random(knows.shape) < knows
-    claims = knows ** np.array([0.25, 1.0, 1.0]) if overconfident else knows
-    return Tokens(claims, right, layers)
+    logit = 4 * (layers / LAYERS - 0.9 * difficulty[..., None])
+    right = rng.random(logit.shape) < _sigmoid(logit)
+    if not uneven:
+        return Tokens(_sigmoid(logit), right, layers)
+    noise = np.array([2.0, 0.0, 0.0]) * rng.normal(size=logit.shape)
+    return Tokens(_sigmoid(logit + noise) ** np.array([0.1, 1.0, 1.0]), right, layers)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-x)))

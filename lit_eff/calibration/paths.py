@@ -94,10 +94,12 @@ def learn_thresholds(
     """Search vectors of per-exit thresholds by greedy relaxation, and return the Pareto path of all measured.
 
     Measured first are the shared thresholds, so that the path is no worse than theirs. Then, from "never
-    exit",
-    one exit at a time is relaxed by one level of the grid: the one that saves most per added risk, one that
-    adds no risk before all others; until every further step exceeds delta. That takes at most ``E G`` steps
-    of at most E vectors. Test the result on **another** split, as it is, with ``fixed_sequence``.
+    exit", one exit at a time is relaxed by one level of the grid: the one that saves most per added risk, one
+    that adds no risk before all others; until every further step exceeds delta. That takes at most ``E G``
+    steps of at most E vectors. Vectors over delta are left out of the path.
+
+    Test the result on **another** split, as it is, with ``fixed_sequence``. The two splits together must be
+    some hundred sequences for that to save more than one shared threshold tested on both.
 
     Args:
         measure: what vectors ``(V, E)`` lose and save on the learning split. Called with all shared
@@ -139,7 +141,8 @@ def learn_thresholds(
         here, risk, saved = steps_VE[best], risk_V[best], saved_V[best]
 
     thresholds, losses, savings = zip(*found, strict=True)
-    losses_R = [np.concatenate(each, axis=1) for each in zip(*losses, strict=True)]
+    risks = check_risks([np.concatenate(each, axis=1) for each in zip(*losses, strict=True)], delta)
     thresholds_VE, savings_V = np.concatenate(thresholds), np.concatenate(savings)
-    path = pareto_path(losses_R, savings_V, delta=delta, epsilon=epsilon, p_value=p_value)
+    path = front(risks, savings_V, epsilon, p_value)
+    path = path[relative_risk(risks)[path] <= 1.0]  # the others would be measured again for nothing
     return ThresholdPath(thresholds_VE[path], savings_V[path], len(thresholds_VE))

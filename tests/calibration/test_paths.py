@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_eff.bench.calibration import GRID, SHARED_GRID
 from lit_eff.bench.calibration_families import Tokens, tokens
 from lit_eff.calibration import NEVER, learn_then_test, learn_thresholds, pareto_path
 from lit_eff.errors import UserError
 
-GRID = np.linspace(0.98, 0.1, 24)
 LEVELS = {"delta": 0.1, "epsilon": 0.05, "p_value": "wsr"}
 ERRORS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6)), min_size=1, max_size=12)
 
@@ -47,11 +47,6 @@ def test_several_risks_are_weighed_by_how_hard_each_is_to_certify() -> None:
     assert pareto_path([first, second], [0, 1], delta=(0.4, 0.2), epsilon=0.1).tolist() == [0, 1]
 
 
-def texts(seed: int, n: int, overconfident: bool) -> tuple[Tokens, Tokens]:
-    rng = np.random.default_rng(seed)
-    return tokens(n, rng, overconfident=overconfident), tokens(n, rng, overconfident=overconfident)
-
-
 def test_relaxation_is_greedy_one_exit_and_one_level_at_a_time() -> None:
     """Two exits of three levels with additive risk and saving, so that the best order is plain."""
     cost = np.array([[0, 0.00, 0.05, 0.20], [0, 0.02, 0.03, 0.30]])  # of exit 0 and 1 at never, 0.9, 0.5, 0.1
@@ -76,7 +71,7 @@ def test_relaxation_is_greedy_one_exit_and_one_level_at_a_time() -> None:
         [[0.1, 0.5], [0.5, 0.1]],  # both exceed delta: the end
     ]
     assert path.measured == 14
-    assert path.savings.tolist() == [0.0, 2.0, 2.5, 3.0, 5.0, 5.5, 6.0, 6.5, 6.6]
+    assert path.savings.tolist() == [0.0, 2.0, 2.5, 3.0, 5.0, 5.5]
 
 
 def test_every_risk_limits_the_relaxation() -> None:
@@ -92,43 +87,41 @@ def test_every_risk_limits_the_relaxation() -> None:
     np.testing.assert_allclose(best, [0.8, 0.5])
 
 
-@pytest.mark.parametrize("overconfident", [True, False])
-def test_the_path_covers_shared_thresholds_on_the_learning_split(overconfident: bool) -> None:
-    learn, _ = texts(0, 100, overconfident)
+@pytest.mark.parametrize("uneven", [True, False])
+def test_the_path_covers_shared_thresholds_on_the_learning_split(uneven: bool) -> None:
+    learn = tokens(100, np.random.default_rng(0), uneven=uneven)
     path = learn_thresholds(learn.measure, GRID, 3, delta=0.1, epsilon=0.05)
     losses, savings = learn.measure(path.thresholds)
     np.testing.assert_array_equal(savings, path.savings)
     shared, saved = learn.measure(np.repeat(GRID[:, None], 3, axis=1))
     for risk, saving in zip(shared.mean(axis=0), saved, strict=True):
-        assert savings[losses.mean(axis=0) <= risk].max() >= saving
+        if risk <= 0.1:
+            assert savings[losses.mean(axis=0) <= risk].max() >= saving
     assert path.measured <= len(GRID) + 1 + 3 * (3 * len(GRID))
 
 
-def layers_saved(learn: Tokens, calibrate: Tokens) -> tuple[float, float, float]:
+def layers_saved(text: Tokens) -> tuple[float, float, float]:
     """By the learned path; by one shared threshold, on the same sequences and on both splits together."""
+    half = len(text.right) // 2
+    learn, calibrate = text.part(0, half), text.part(half, 2 * half)
     path = learn_thresholds(learn.measure, GRID, 3, **LEVELS)
-    both = Tokens(
-        np.concatenate([learn.confidence, calibrate.confidence]),
-        np.concatenate([learn.right, calibrate.right]),
-        learn.layers,
-    )
-    shared = np.repeat(GRID[:, None], 3, axis=1)
+    shared = np.repeat(SHARED_GRID[:, None], 3, axis=1)
     saved = []
-    for text, thresholds in ((calibrate, path.thresholds), (calibrate, shared), (both, shared)):
-        losses, savings = text.measure(thresholds)
+    for data, thresholds in ((calibrate, path.thresholds), (calibrate, shared), (text, shared)):
+        losses, savings = data.measure(thresholds)
         selected = learn_then_test(losses, **LEVELS).selected
         saved.append(0.0 if selected is None else float(savings[selected]))
     return saved[0], saved[1], saved[2]
 
 
-@pytest.mark.parametrize("overconfident", [True, False])
-def test_vectors_save_at_least_as_much_as_one_shared_threshold(overconfident: bool) -> None:
+@pytest.mark.parametrize("uneven", [True, False])
+def test_vectors_save_at_least_as_much_as_one_shared_threshold(uneven: bool) -> None:
     """Where exits differ in what their confidence means, even if the shared threshold gets both splits."""
-    saved = np.array([layers_saved(*texts(seed, 300, overconfident)) for seed in range(12)])
-    vectors, shared, shared_with_both = saved.mean(axis=0)
+    texts = [tokens(500, np.random.default_rng(seed), uneven=uneven) for seed in range(10)]
+    vectors, shared, shared_with_both = np.mean([layers_saved(text) for text in texts], axis=0)
     assert vectors >= shared
-    if overconfident:
-        assert vectors >= shared_with_both
+    if uneven:
+        assert vectors >= 1.05 * shared_with_both
 
 
 @pytest.mark.parametrize("grid", [[], [0.1, 0.9], [0.9, 0.9], [[0.9]], [0.9, float("nan")]])
