@@ -30,6 +30,12 @@ def test_the_path_is_the_pareto_front_from_safest_to_boldest(columns: list[tuple
         assert any(errors[j] <= errors[k] and savings[j] >= savings[k] for j in path)
 
 
+def test_what_looks_equally_safe_is_tested_from_the_least_saving_on() -> None:
+    """The boldest of those without errors is there by luck more often than the others."""
+    path = pareto_path(losses_with_errors([3, 0, 0, 1, 0]), [9, 4, 1, 2, 3], delta=0.2, epsilon=0.1)
+    assert path.tolist() == [2, 4, 1, 0]
+
+
 @given(ERRORS)
 def test_a_path_of_a_path_is_itself(columns: list[tuple[int, int]]) -> None:
     """So that only its candidates need be measured on the calibration split, in any procedure."""
@@ -50,7 +56,7 @@ def test_several_risks_are_weighed_by_how_hard_each_is_to_certify() -> None:
 def test_relaxation_is_greedy_one_exit_and_one_level_at_a_time() -> None:
     """Two exits of three levels with additive risk and saving, so that the best order is plain."""
     cost = np.array([[0, 0.00, 0.05, 0.20], [0, 0.02, 0.03, 0.30]])  # of exit 0 and 1 at never, 0.9, 0.5, 0.1
-    gain = np.array([[0, 0.00, 3.00, 4.00], [0, 2.00, 2.50, 2.60]])
+    gain = np.array([[0, 0.00, 3.00, 13.0], [0, 2.00, 2.50, 2.60]])
     levels = [NEVER, 0.9, 0.5, 0.1]
     asked = []
 
@@ -67,7 +73,7 @@ def test_relaxation_is_greedy_one_exit_and_one_level_at_a_time() -> None:
         [[0.9, never], [never, 0.9]],  # exit 0 moves: no risk, though no gain either
         [[0.5, never], [0.9, 0.9]],  # exit 1: 2.00 for 0.02 beats 3.00 for 0.05
         [[0.5, 0.9], [0.9, 0.5]],  # exit 0: 3.00 for 0.05 beats 0.50 for 0.01
-        [[0.1, 0.9], [0.5, 0.5]],  # exit 1, as exit 0 would exceed delta
+        [[0.1, 0.9], [0.5, 0.5]],  # exit 1, as exit 0, a better exchange, would exceed delta
         [[0.1, 0.5], [0.5, 0.1]],  # both exceed delta: the end
     ]
     assert path.measured == 14
