@@ -56,18 +56,20 @@ def check_risks(
     """Each risk's losses ``(n, K)`` with its delta.
 
     Args:
-        losses: an array ``(n, K)``; or several risks, an array ``(R, n, K)`` or a list of arrays ``(n_r,
-            K)``.
+        losses: an array ``(n, K)``; or of several risks, an array ``(R, n, K)`` or a list of ``(n_r, K)``.
         delta: a number in (0, 1) for all risks, or one for each.
 
     Raises:
-        UserError: as :func:`check_losses`; for another number of deltas, or of candidates from risk to risk.
+        UserError: as :func:`check_losses`; for a delta out of range, another number of deltas, or risks of
+            different numbers of candidates.
     """
     many = isinstance(losses, np.ndarray) and losses.ndim == 3
     if isinstance(losses, Sequence) and losses:
         many = all(isinstance(each, np.ndarray) and each.ndim == 2 for each in losses)
     arrays = [check_losses(each, name) for each in cast(list[Any], losses if many else [losses])]
     deltas = np.atleast_1d(np.asarray(delta, np.float64)).tolist()
+    for each in deltas:
+        check_level("delta", each)
     if len(deltas) == 1:
         deltas *= len(arrays)
     if len(deltas) != len(arrays):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lit_eff.calibration.inputs import Losses, check_levels, check_risks, check_savings
+from lit_eff.calibration.inputs import Losses, check_level, check_levels, check_risks, check_savings
 from lit_eff.calibration.p_values import FloatArray, candidate_p_values
 from lit_eff.calibration.paths import front
 from lit_eff.calibration.procedures import SPLIT, BoolArray, find_procedure
@@ -131,8 +131,7 @@ def learn_then_test(
             columns that go from bold to conservative.
     """
     risks = check_risks(losses, delta)
-    for _, each in risks:
-        check_levels(each, epsilon)
+    check_level("epsilon", epsilon)
     size = risks[0][0].shape[1]
     tests = find_procedure(procedure)
     if procedure == SPLIT:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lit_eff.calibration.inputs import Losses, check_risks, check_savings
+from lit_eff.calibration.inputs import Losses, check_level, check_risks, check_savings
 from lit_eff.calibration.p_values import FloatArray, candidate_p_values
 from lit_eff.errors import UserError
 
@@ -53,6 +53,7 @@ def pareto_path(
     Raises:
         UserError: for losses or savings out of shape or range.
     """
+    check_level("epsilon", epsilon)
     risks = check_risks(losses, delta)
     return front(risks, check_savings(savings, risks[0][0].shape[1]), epsilon, p_value)
 
@@ -111,6 +112,7 @@ def learn_thresholds(
     Raises:
         UserError: for a grid in another order; as :func:`pareto_path`.
     """
+    check_level("epsilon", epsilon)
     levels = np.asarray(grid, np.float64)
     if levels.ndim != 1 or not len(levels) or not (np.diff(levels) < 0).all():
         raise UserError(

@@ -138,6 +138,17 @@ def test_a_grid_in_another_order_is_refused(grid) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("levels", "message"), [((0.0, 0.1), "delta is 0.0"), ((0.1, 0.0), "epsilon is 0.0")]
+)
+def test_levels_out_of_range_are_refused(levels, message: str) -> None:
+    delta, epsilon = levels
+    with pytest.raises(UserError, match=message):
+        pareto_path(np.zeros((3, 1)), [1], delta=delta, epsilon=epsilon)
+    with pytest.raises(UserError, match=message):
+        learn_thresholds(lambda v: (np.zeros((3, len(v))), v[:, 0]), GRID, 1, delta=delta, epsilon=epsilon)
+
+
 def test_savings_of_another_length_are_refused() -> None:
     with pytest.raises(UserError, match="expected 2 finite numbers"):
         pareto_path(np.zeros((3, 2)), [1, 2, 3], delta=0.1, epsilon=0.1)

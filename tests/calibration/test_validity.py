@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from lit_eff.bench import calibration
+from lit_eff.bench.calibration import compare_thresholds
 from lit_eff.bench.calibration_families import binary, shares
 from lit_eff.calibration import P_VALUES, PROCEDURES, learn_then_test
 from lit_eff.calibration.paths import front
@@ -131,6 +133,30 @@ def test_violations_stay_within_epsilon_over_4000_trials(
     profile, draw, n: int, delta: float, size: int
 ) -> None:
     check(profile, draw, delta, size, n, trials=4000, confidence=0.95)
+
+
+@pytest.mark.parametrize("p_value", P_VALUES)
+def test_several_risks_are_kept_within_epsilon_together(p_value: str) -> None:
+    """Either risk of each candidate is just above its delta, and the other far below."""
+    trials, rng = 1000, np.random.default_rng(0)
+    over, far = np.array([0.2 * (1 + 1e-9), 0.02]), np.array([0.02, 0.1 * (1 + 1e-9)])
+    violations = 0
+    for _ in range(trials):
+        losses = [independent(risks, 1, n, rng)[0] for risks, n in ((over, 300), (far, 200))]
+        result = learn_then_test(
+            losses, delta=(0.2, 0.1), epsilon=EPSILON, p_value=p_value, procedure="bonferroni"
+        )
+        violations += bool(result.rejected.any())
+    assert lower_bound(violations, trials, 0.999) <= EPSILON
+
+
+@pytest.mark.slow
+def test_learned_vectors_of_thresholds_stay_within_epsilon() -> None:
+    """The whole of it: searched and ordered on one half, certified on the other, true on unseen texts."""
+    trials = 200
+    for saved, risk in compare_thresholds(200, trials).values():
+        assert lower_bound(int((risk > calibration.DELTA).sum()), trials) <= calibration.EPSILON
+        assert (saved > 0).mean() > 0.8
 
 
 @pytest.mark.parametrize("procedure", PROCEDURES)
