@@ -124,7 +124,7 @@ def test_every_p_value_is_super_uniform_on_simulated_losses(name: str, family: s
     """At every u, so that a p-value may be compared with any share of epsilon, whatever wsr bets for."""
     if name == "binomial" and family != "binary":
         pytest.skip("not valid for these losses")
-    trials = 20_000
+    trials = 10_000
     rng = np.random.default_rng(7)
     losses = BOUNDARY[family](rng, (trials, n, 1)).astype(np.float64)
     for level in (0.01, 0.1) if name == "wsr" else (0.1,):
