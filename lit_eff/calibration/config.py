@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_eff.calibration.procedures import P_VALUES, PROCEDURES, check_levels
+from lit_eff.calibration.inputs import check_levels
+from lit_eff.calibration.p_values import P_VALUES
+from lit_eff.calibration.procedures import PROCEDURES, SPLIT
 from lit_eff.errors import UserError, nearest
 
 # Conservative to bold, finer where confident tokens crowd.
@@ -32,7 +34,7 @@ class CalibrationConfig:
         decay: CALM's tau, with the continuation length as its horizon; ``None``: constant thresholds.
         batch_size: prompts decoded together; memory grows with it times the number of thresholds.
         kv_policy: how keys and values of skipped layers come to be.
-        p_value, procedure: names in :mod:`lit_eff.calibration.procedures`.
+        p_value, procedure: names in :data:`lit_eff.calibration.P_VALUES` and ``PROCEDURES``.
 
     Raises:
         UserError: naming the setting that is out of range.
@@ -74,3 +76,8 @@ class CalibrationConfig:
             value = getattr(self, name)
             if value not in options:
                 raise UserError(f"calibration.{name} is {value!r}{nearest(value, options)}")
+        if self.procedure == SPLIT:
+            raise UserError(
+                f"calibration.procedure is {SPLIT!r}, which learns an order on another split; one "
+                "shared threshold has its order: use fixed_sequence"
+            )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lit_eff.calibration.config import CalibrationConfig
-from lit_eff.calibration.procedures import LttResult, learn_then_test, sequences_needed
+from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
 from lit_eff.decoding.batched import Continuations, generate_with_exits
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
@@ -62,13 +62,9 @@ def check_sequences(config: CalibrationConfig, sequences: int) -> None:
     Raises:
         UserError: with the number of sequences that could.
     """
-    needed = sequences_needed(config.delta, config.epsilon, config.p_value)
-    if sequences < needed:
-        raise UserError(
-            f"{sequences} calibration sequences can certify nothing at delta {config.delta:g} and epsilon "
-            f"{config.epsilon:g}, even without a single error: at least {needed} are needed; raise "
-            "calibration.sequences, delta or epsilon"
-        )
+    require_sequences(
+        sequences, config.delta, config.epsilon, config.p_value, config.procedure, len(config.thresholds)
+    )
 
 
 def calibrate(

@@ -39,8 +39,8 @@ def markdown(certificate: Certificate) -> str:
         )
     lines += [
         "",
-        f"The grid, in the order of testing (risk at most {certificate.delta:g} is certified where every "
-        f"p-value so far is at most {certificate.epsilon:g}):",
+        f"The grid, from conservative to bold ({certificate.procedure.replace('_', ' ')} certifies risk at "
+        f"most {certificate.delta:g} with total error {certificate.epsilon:g}):",
         "",
         "| threshold | risk | p-value | certified | layers per token |",
         "| --- | --- | --- | --- | --- |",

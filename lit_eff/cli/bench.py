@@ -11,6 +11,7 @@ BENCHMARKS = {
     "attention": "training, decoding, verification beside their peers; --check on any machine",
     "head": "the output head's kernels: loss of many exits, their cost in training; --check on any machine",
     "decode_step": "a whole token of a model in one launch beside its peers; --check on any machine",
+    "calibration": "layers saved by each p-value, beside an oracle and plain Hoeffding; simulated, on a CPU",
     "gpt2_training": "GPT-2 training steps with our attention, our model, and Hugging Face's",
 }
 

@@ -95,7 +95,7 @@ class Certificate(_Strict):
         metric: the loss of a sequence: the share of continuation tokens that differ from the full model's
             greedy ones.
         delta, epsilon: the levels of the guarantee.
-        procedure, p_value: names in ``lit_eff.calibration.procedures``.
+        procedure, p_value: names in ``lit_eff.calibration``.
         candidates: the grid, most conservative first, in the order fixed before measuring.
         selected: index of the chosen candidate; ``None``: none could be certified, never exit.
         exit_layers: layers run at each exit, the last being the whole model.

@@ -13,9 +13,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_eff.calibration import learn_then_test
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.job import calibrate, take_prompts
-from lit_eff.calibration.procedures import learn_then_test
 from lit_eff.calibration.report import figure, markdown, write_markdown, write_tensorboard
 from lit_eff.decoding.torch_runner import TorchRunner
 from lit_eff.errors import UserError
@@ -140,6 +140,24 @@ def test_a_decaying_threshold_is_measured_as_it_will_run() -> None:
     assert certificate.calibration.risk == pytest.approx(losses.mean(), abs=1e-12)
 
 
+def test_another_procedure_and_p_value_certify_what_learn_then_test_does() -> None:
+    """Every p-value of the certificate, and the sequences refused for, are at the procedure's own level."""
+    loaded = load(deep_scale=0.2)
+    config = CalibrationConfig(**{**vars(CONFIG), "procedure": "holm", "p_value": "wsr"})
+    certificate = run(loaded, config)
+    losses = [
+        losses_and_rounds(TorchRunner(loaded.model), prompts(30, 0), ExitRule(thresholds=(threshold,) * 2))[0]
+        for threshold in CONFIG.thresholds
+    ]
+    levels = {"delta": CONFIG.delta, "epsilon": CONFIG.epsilon, "procedure": "holm", "p_value": "wsr"}
+    expected = learn_then_test(np.stack(losses, axis=1), **levels)
+    assert certificate.selected == expected.selected is not None
+    assert [one.p_value for one in certificate.candidates] == pytest.approx(list(expected.p_values))
+    assert [one.certified for one in certificate.candidates] == expected.rejected.tolist()
+    with pytest.raises(UserError, match="by holm with wsr"):
+        calibrate(loaded, prompts(5, 0), prompts(5, 1), config, split_hashes=HASHES)
+
+
 def test_never_exit_is_an_outcome() -> None:
     config = CalibrationConfig(**{**vars(CONFIG), "delta": 0.1, "thresholds": (0.1, 0.0)})
     certificate = run(load(deep_scale=3.0), config)
@@ -260,7 +278,8 @@ def test_measures_of_the_section_are_the_runtimes() -> None:
         ({"thresholds": (1.1, 0.9)}, r"in \[0, 1\]"),
         ({"decay": -1.0}, "calibration.decay is -1.0"),
         ({"p_value": "hoeffding_bentkos"}, "did you mean 'hoeffding_bentkus'"),
-        ({"procedure": "holm"}, "fixed_sequence"),
+        ({"procedure": "holmes"}, "did you mean 'holm'"),
+        ({"procedure": "split_fixed_sequence"}, "learns an order on another split"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict, message: str) -> None:
