@@ -23,6 +23,7 @@ from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
 from lit_eff.runtime.exit_rule import ExitRule
+from lit_eff.runtime.risk import token_disagreement
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -165,11 +166,6 @@ def _shared_rule(threshold: float | None, config: CalibrationConfig, exits: int)
         decay=config.decay,
         horizon=config.continuation_length,
     )
-
-
-def token_disagreement(tokens_KBN: Ints) -> Floats:
-    """Share of tokens that differ from those of rule 0, the full model: float64 ``(B, K)``, in [0, 1]."""
-    return np.asarray((tokens_KBN != tokens_KBN[0]).mean(axis=2).T)
 
 
 def _run(

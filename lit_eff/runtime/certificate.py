@@ -163,6 +163,11 @@ class Certificate(_Strict):
             measure=self.measure, thresholds=self.thresholds, decay=self.decay, horizon=self.horizon
         )
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the content, which the file carries."""
+        return _digest(self.model_dump(mode="json"))
+
     def check(self, *, weights_sha256: str, tokenizer_sha256: str | None) -> None:
         """Refuse a model this certificate was not made for.
 
