@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 LIGHTNING_ROOMS = {"training", "parallel", "data", "cli"}
 TORCH_FREE = ["runtime", "serving", "calibration/procedures.py", "calibration/config.py", "cli/main.py"]
-TORCH_FREE += ["cli/generate.py", "cli/serve.py"]
+TORCH_FREE += ["cli/generate.py", "cli/serve.py", "cli/verify.py"]
 
 
 def sources(place: str) -> list[Path]:
