@@ -57,6 +57,7 @@ def _parser() -> Parser:
     add("--shadow-share", type=float, metavar="SHARE", help=share)
     add("--fallback", choices=FALLBACKS, help=f"what the monitor's alarm does ({defaults.fallback})")
     add("--monitor-state", metavar="FILE", help="keeps the monitor's state over restarts (in memory only)")
+    add("--traffic-log", metavar="FILE", help="append certified requests' prompts, to calibrate on (off)")
     add("--uncertified", metavar="THRESHOLDS", help=UNCERTIFIED_HELP)
     return parser
 

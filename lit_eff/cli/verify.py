@@ -69,7 +69,10 @@ def _prompts(options: argparse.Namespace, bundle: Bundle, certificate: Certifica
     """Distinct prompts in a random order: a file may be sorted, and the test takes one after the other."""
     source = options.data or options.config
     longest = bundle.manifest.model["context"] - certificate.continuation_length
-    found = _of_recipe(options.config, bundle) if options.data is None else _of_file(options.data, bundle)
+    if options.data is None:
+        found = _of_recipe(options.config, bundle, certificate)
+    else:
+        found = _of_file(options.data, bundle)
     prompts = certified_prompts(found, length=certificate.prompt_length, longest=longest)
     if not prompts:
         raise UserError(
@@ -89,7 +92,7 @@ def _of_file(path: str, bundle: Bundle) -> Iterator[Prompt]:
     return read_prompts(path, Tokenizer.from_str(bundle.tokenizer_json), vocabulary)
 
 
-def _of_recipe(config: str, bundle: Bundle) -> Iterator[Prompt]:
+def _of_recipe(config: str, bundle: Bundle, certificate: Certificate) -> Iterator[Prompt]:
     from lit_eff.cli.compose import compose
     from lit_eff.cli.lightning import instantiate_data
     from lit_eff.data import LanguageModelData
@@ -99,6 +102,11 @@ def _of_recipe(config: str, bundle: Bundle) -> Iterator[Prompt]:
         raise UserError(f"verify needs text data (LanguageModelData); the recipe has {type(data).__name__}")
     if data.tokenizer_json != bundle.tokenizer_json:
         raise UserError("the recipe's data makes another tokenizer than the bundle's")
+    if data.split_hashes["test"] != certificate.test.split_sha256:
+        Console(stderr=True).print(
+            "[yellow]warning:[/] this is not the test split of the certificate: make sure that none of its "
+            "documents was calibrated on"
+        )
     return (tuple(int(token) for token in document) for document in data.documents("test"))
 
 

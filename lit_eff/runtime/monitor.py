@@ -98,6 +98,8 @@ class Monitor:
     def sentence(self) -> str:
         """The state of the guarantee in one plain sentence."""
         test, delta = self.test, 100 * self.certificate.delta
+        if self.certificate.selected is None:
+            return "The certificate never exits early, so there is no risk to watch."
         if test.mean is None:
             return (
                 f"None of {self.requests:,} certified requests has been run in full, so nothing is known yet."

@@ -129,7 +129,7 @@ class _Server:
     async def monitor(self, request: Request) -> Response:
         """``GET /monitor``: whether the certificate still holds, in a sentence and in figures."""
         if self.watch is None:
-            raise ApiError("nothing to monitor: no certificate that exits early is in use", status=404)
+            raise ApiError("nothing to monitor: no certificate is in use", status=404)
         return JSONResponse(self.watch.report())
 
     def _prepare(self, asked: CompletionRequest) -> list[PreparedRequest]:

@@ -32,6 +32,8 @@ class ServeConfig:
             every layer until a restart or a new certificate (with ``monitor_state``, until a new one).
         monitor_state: file that keeps the monitor's state over restarts, the alarm included; ``None`` keeps
             it in memory.
+        traffic_log: file to which the prompts of requests that a certificate covers are appended, as token
+            ids, for ``lit-eff calibrate --update``; ``None`` keeps nothing. It holds what users wrote.
 
     Raises:
         UserError: naming the setting that is out of range.
@@ -50,6 +52,7 @@ class ServeConfig:
     alarm_alpha: float = 0.01
     fallback: Fallback = "none"
     monitor_state: str | None = None
+    traffic_log: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

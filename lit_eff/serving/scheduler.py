@@ -130,7 +130,7 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join()
         if self._watch is not None:
-            self._watch.save()
+            self._watch.close()
 
     def _drop(self, job: Job) -> bool:
         if job.cancelled:

@@ -18,12 +18,14 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any
 
+from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decode import GenerateRequest, Round
 from lit_eff.runtime.monitor import Monitor
 from lit_eff.runtime.risk import Comparison, compare
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.config import ServeConfig
+from lit_eff.serving.traffic_log import TrafficLog
 
 _log = logging.getLogger("uvicorn.error")
 MAX_WAITING = 64  # sampled requests that may wait for the server to be idle
@@ -37,7 +39,7 @@ class Watch:
         skipped: sampled requests that were not run in full: too many waited, or running them failed.
 
     Raises:
-        UserError: for a damaged ``monitor_state``.
+        UserError: for a damaged ``monitor_state``, or a ``traffic_log`` that cannot be written.
     """
 
     def __init__(self, engine: TextEngine, certificate: Certificate, config: ServeConfig) -> None:
@@ -54,12 +56,17 @@ class Watch:
             _log.info("%s: %s", config.monitor_state, self._monitor.sentence())
         if self._monitor.test.alarm:
             self._alarm()
+        self._traffic = None if config.traffic_log is None else TrafficLog(config.traffic_log)
 
     @classmethod
     def of(cls, engine: TextEngine, config: ServeConfig) -> Watch | None:
-        """``None`` where there is nothing to watch: no certificate in use, or one that never exits."""
+        """``None`` where there is nothing to watch: no certificate is in use."""
         certificate = engine.certificate
-        if certificate is None or certificate.selected is None or engine.uncertified is not None:
+        if certificate is None or engine.uncertified is not None:
+            if config.traffic_log is not None:
+                raise UserError(
+                    "serve.traffic_log keeps certified requests, and no certificate is in use here"
+                )
             return None
         return cls(engine, certificate, config)
 
@@ -77,9 +84,13 @@ class Watch:
                 self._monitor.observe(one)
 
     def answered(self, request: GenerateRequest) -> None:
-        """Choose whether to run a request in full, now that its answer went out."""
+        """Log a request, and choose whether to run it in full, now that its answer went out."""
         if not self.covers(request):
             return
+        if self._traffic is not None:
+            self._traffic.write(request.prompt_tokens)
+        if self.certificate.selected is None:
+            return  # it never exits: nothing could differ
         with self._lock:
             chosen = self._monitor.draw(self._config.shadow_share, self._config.shadow_seed)
         if chosen and len(self._waiting) < MAX_WAITING:
@@ -107,6 +118,12 @@ class Watch:
             self._running = None
             self.skipped += 1
             _log.exception("running a request in full failed; the monitor goes on without it")
+
+    def close(self) -> None:
+        """Save the state a last time and close the traffic log, when the decoding thread has ended."""
+        self.save()
+        if self._traffic is not None:
+            self._traffic.close()
 
     def save(self) -> None:
         """Write the state file, if there is to be one; a failure is logged and serving goes on."""

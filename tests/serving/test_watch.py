@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lit_eff.errors import UserError
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.monitor import Monitor
+from lit_eff.runtime.prompts import read_prompts
 from lit_eff.runtime.risk_test import RiskTest
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.app import create_app
@@ -262,15 +263,57 @@ def test_a_failure_while_measuring_harms_nobody(monkeypatch: pytest.MonkeyPatch)
     "settings",
     [{}, {"uncertified": ExitRule(thresholds=(0.9, 0.9)), "certificate": certificate(exit_layers=(1, 2, 3))}],
 )
-def test_nothing_to_watch_is_said(settings: dict[str, Any]) -> None:
+def test_nothing_to_watch_is_said(settings: dict[str, Any], tmp_path: Path) -> None:
     async def scenario(client: httpx.AsyncClient) -> httpx.Response:
         assert (await client.get("/v1/models/tiny")).json()["monitor"] is None
         return await client.get("/monitor")
 
-    for engine in (scripted_engine("x", **settings), scripted_engine("x", certificate=never())):
-        response = serving(engine, scenario)
-        assert response.status_code == 404
-        assert "nothing to monitor" in json.dumps(response.json())
+    response = serving(scripted_engine("x", **settings), scenario)
+    assert response.status_code == 404
+    assert "nothing to monitor" in json.dumps(response.json())
+    with pytest.raises(UserError, match="no certificate is in use"):
+        create_app(scripted_engine("x", **settings), ServeConfig(traffic_log=str(tmp_path / "log.jsonl")))
+
+
+def test_a_certificate_that_never_exits_is_logged_and_not_measured(tmp_path: Path) -> None:
+    engine = scripted_engine("x" * 60, certificate=never(exit_layers=(1, 2, 3)))
+
+    async def scenario(client: httpx.AsyncClient) -> Any:
+        await ask(client)
+        return await monitored(client, 0)
+
+    report = serving(engine, scenario, traffic_log=str(tmp_path / "log.jsonl"))
+    assert "no risk to watch" in report["sentence"]
+    assert (report["requests"], report["layers_per_token"]) == (0, 3.0)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_traffic_log_holds_what_the_certificate_speaks_of(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"prompt_tokens": [1, 2')  # an earlier server was killed
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        await ask(client, prompt="ab")
+        await ask(client, prompt=[[5, 6], [7]])
+        await ask(client, prompt="sampled", temperature=1.0)
+        await ask(client, prompt="plain", mode="autoregressive")
+        await ask(client, prompt="c")
+
+    engine = watched_engine()
+    serving(engine, scenario, traffic_log=str(path), shadow_share=0.0)
+    cut, *lines = path.read_text().splitlines()
+    assert cut == '{"prompt_tokens": [1, 2'
+    path.write_text("\n".join(lines))
+    expected = [
+        tuple(engine.tokenizer.encode("ab").ids),
+        (5, 6),
+        (7,),
+        tuple(engine.tokenizer.encode("c").ids),
+    ]
+    assert list(read_prompts(path, engine.tokenizer, 300)) == expected
+    with pytest.raises(UserError, match="cannot write traffic log"):
+        create_app(engine, ServeConfig(traffic_log=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
