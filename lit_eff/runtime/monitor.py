@@ -44,6 +44,7 @@ class Monitor:
 
     def __init__(self, certificate: Certificate, *, alpha: float) -> None:
         self.certificate = certificate
+        self._certificate_sha256 = certificate.sha256
         exits = len(certificate.exit_layers)
         self.requests = 0
         self.exits_E: NDArray[np.int64] = np.zeros(exits, np.int64)
@@ -78,7 +79,7 @@ class Monitor:
         low, high = test.interval()
         return {
             "sentence": self.sentence(),
-            "certificate_sha256": self.certificate.sha256,
+            "certificate_sha256": self._certificate_sha256,
             "delta": test.delta,
             "alpha": test.alpha,
             "requests": self.requests,
@@ -122,7 +123,7 @@ class Monitor:
         """Write the state, whole or not at all."""
         content = {
             "format_version": FORMAT_VERSION,
-            "certificate_sha256": self.certificate.sha256,
+            "certificate_sha256": self._certificate_sha256,
             "requests": self.requests,
             "exits": self.exits_E.tolist(),
             "confidences": self.confidence_EB.tolist(),
@@ -143,7 +144,7 @@ class Monitor:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format_version is {content['format_version']}, not {FORMAT_VERSION}")
-            if content["certificate_sha256"] != certificate.sha256:
+            if content["certificate_sha256"] != monitor._certificate_sha256:
                 return monitor
             monitor.requests = int(content["requests"])
             for name, counts in (("exits", monitor.exits_E), ("confidences", monitor.confidence_EB)):

@@ -67,6 +67,8 @@ class _Server:
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.scheduler.start()
+        if self.watch is not None:
+            self.watch.announce()
         try:
             yield
         finally:

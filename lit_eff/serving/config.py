@@ -30,6 +30,7 @@ class ServeConfig:
         alarm_alpha: probability with which the alarm may be false, over the life of a certificate.
         fallback: what an alarm does beside being told: ``none``, or ``never_exit``: certified mode runs
             every layer until a restart or a new certificate (with ``monitor_state``, until a new one).
+            Requests already accepted keep their exits.
         monitor_state: file that keeps the monitor's state over restarts, the alarm included; ``None`` keeps
             it in memory.
         traffic_log: file to which the prompts of requests that a certificate covers are appended, as token

@@ -53,9 +53,8 @@ class Watch:
         self._monitor = Monitor(certificate, alpha=config.alarm_alpha)
         if config.monitor_state is not None:
             self._monitor = Monitor.load(config.monitor_state, certificate, alpha=config.alarm_alpha)
-            _log.info("%s: %s", config.monitor_state, self._monitor.sentence())
         if self._monitor.test.alarm:
-            self._alarm()
+            self._act()
         self._traffic = None if config.traffic_log is None else TrafficLog(config.traffic_log)
 
     @classmethod
@@ -151,17 +150,22 @@ class Watch:
         """The state of the guarantee, and whether exits are off, in plain words."""
         with self._lock:
             text = self._monitor.sentence()
-        return f"{text} Exits are off." if self._engine.exits_off else text
+        if not self._engine.alarm:
+            return text
+        return f"{text} Exits {'are off' if self._engine.exits_off else 'stay on: serve.fallback is none'}."
+
+    def announce(self) -> None:
+        """Log :meth:`sentence`: at the start, and when the alarm is raised."""
+        _log.log(logging.ERROR if self._engine.alarm else logging.INFO, "Monitor: %s", self.sentence())
 
     def _learn(self, comparison: Comparison) -> None:
         with self._lock:
             raised = self._monitor.test.update(comparison.loss)
         self.save()
         if raised:
-            self._alarm()
+            self._act()
+            self.announce()
 
-    def _alarm(self) -> None:
+    def _act(self) -> None:
         self._engine.alarm = True
         self._engine.exits_off = self._config.fallback == "never_exit"
-        consequence = "" if self._engine.exits_off else " Exits stay on, as serve.fallback is none."
-        _log.error("%s%s", self.sentence(), consequence)

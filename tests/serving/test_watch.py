@@ -153,6 +153,7 @@ def test_an_alarm_can_turn_exits_off(caplog: pytest.LogCaptureFixture) -> None:
     assert "lit_eff_exits_off 1.0" in metrics
     assert card["monitor"].startswith("ALARM")
     (line,) = [record.message for record in caplog.records if "ALARM" in record.message]
+    assert line.startswith("Monitor: ALARM")
     assert line.endswith("Exits are off.")
 
 
