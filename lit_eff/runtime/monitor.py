@@ -108,8 +108,8 @@ class Monitor:
         low, high = test.interval()
         measured = (
             f"of {self.requests:,} certified requests {test.count:,} were run in full as well; exits changed "
-            f"{test.mean:.2%} of their tokens, in the long run {low:.2%} to {high:.2%} "
-            f"({1 - test.alpha:.4g} confidence), where the certificate allows {delta:.4g}%"
+            f"{test.mean:.2%} of their tokens (between {low:.2%} and {high:.2%} with confidence "
+            f"{1 - test.alpha:.4g}), where the certificate allows {delta:.4g}%"
         )
         if test.alarm:
             return (
