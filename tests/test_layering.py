@@ -34,6 +34,7 @@ STATISTICS = [
     )
 ]
 TORCH_FREE = ["runtime", "serving", *STATISTICS, "cli/main.py", "cli/generate.py", "cli/serve.py"]
+TORCH_FREE += ["cli/verify.py"]
 
 
 def sources(place: str) -> list[Path]:

@@ -28,7 +28,8 @@ class CalibrationConfig:
         delta: the risk that must not be exceeded: the expected share of continuation tokens that differ.
         epsilon: the probability with which the guarantee may fail.
         sequences, test_sequences: prompts, each the start of its own document of that split.
-        prompt_length, continuation_length: tokens.
+        prompt_length: tokens; ``None``: prompts of any length, which logged traffic has.
+        continuation_length: tokens.
         thresholds: the grid, from the most conservative (largest) to the boldest, in [0, 1].
         measure: confidence measure of :class:`lit_eff.runtime.exit_rule.ExitRule`.
         decay: CALM's tau, with the continuation length as its horizon; ``None``: constant thresholds.
@@ -44,7 +45,7 @@ class CalibrationConfig:
     epsilon: float = 0.05
     sequences: int = 500
     test_sequences: int = 500
-    prompt_length: int = 32
+    prompt_length: int | None = 32
     continuation_length: int = 16
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
     measure: Literal["softmax_response", "max_probability", "entropy"] = "softmax_response"
@@ -60,7 +61,7 @@ class CalibrationConfig:
         except UserError as error:
             raise UserError(f"calibration.{error}") from None
         for name in ("sequences", "test_sequences", "prompt_length", "continuation_length", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"calibration.{name} is {getattr(self, name)}; expected a positive integer")
         grid = list(self.thresholds)
         if not grid or grid != sorted(set(grid), reverse=True) or not 0.0 <= grid[-1] <= grid[0] <= 1.0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,7 @@ from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
 from lit_eff.runtime.exit_rule import ExitRule
+from lit_eff.runtime.risk import token_disagreement
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -69,8 +71,8 @@ def check_sequences(config: CalibrationConfig, sequences: int) -> None:
 
 def calibrate(
     loaded: LoadedCheckpoint,
-    calibration_prompts: ArrayLike,
-    test_prompts: ArrayLike,
+    calibration_prompts: ArrayLike | Sequence[Sequence[int]],
+    test_prompts: ArrayLike | Sequence[Sequence[int]],
     config: CalibrationConfig,
     *,
     split_hashes: Mapping[str, str],
@@ -79,7 +81,8 @@ def calibrate(
     """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
 
     Args:
-        calibration_prompts, test_prompts: token ids ``(B, config.prompt_length)``, from disjoint documents.
+        calibration_prompts, test_prompts: token ids ``(B, config.prompt_length)``, from disjoint documents;
+            lists of token ids of any length where ``config.prompt_length`` is ``None``.
         split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
 
     Returns:
@@ -97,8 +100,8 @@ def calibrate(
     prompts = _check_prompts(calibration_prompts, config, "calibration")
     held_out = _check_prompts(test_prompts, config, "test")
     check_sequences(config, len(prompts))
-    seen = {prompt.tobytes() for prompt in prompts}
-    if split_hashes["calibration"] == split_hashes["test"] or any(p.tobytes() in seen for p in held_out):
+    seen = set(map(tuple, prompts))
+    if split_hashes["calibration"] == split_hashes["test"] or seen & set(map(tuple, held_out)):
         raise UserError(
             "the calibration and test prompts are not disjoint; take them from the two splits of one corpus"
         )
@@ -145,13 +148,18 @@ def calibrate(
     )
 
 
-def _check_prompts(prompts: ArrayLike, config: CalibrationConfig, split: str) -> Ints:
+def _check_prompts(
+    prompts: ArrayLike | Sequence[Sequence[int]], config: CalibrationConfig, split: str
+) -> list[list[int]]:
+    if config.prompt_length is None:
+        return [list(prompt) for prompt in cast(Sequence[Sequence[int]], prompts)]
     tokens_BP = np.ascontiguousarray(prompts, np.int64)
     if tokens_BP.ndim != 2 or not len(tokens_BP) or tokens_BP.shape[1] != config.prompt_length:
         raise UserError(
             f"the {split} prompts have shape {tokens_BP.shape}; expected (sequences, {config.prompt_length})"
         )
-    return tokens_BP
+    tokens: list[list[int]] = tokens_BP.tolist()
+    return tokens
 
 
 def _shared_rule(threshold: float | None, config: CalibrationConfig, exits: int) -> ExitRule:
@@ -163,14 +171,9 @@ def _shared_rule(threshold: float | None, config: CalibrationConfig, exits: int)
     )
 
 
-def token_disagreement(tokens_KBN: Ints) -> Floats:
-    """Share of tokens that differ from those of rule 0, the full model: float64 ``(B, K)``, in [0, 1]."""
-    return np.asarray((tokens_KBN != tokens_KBN[0]).mean(axis=2).T)
-
-
 def _run(
     model: Transformer,
-    prompts_BP: Ints,
+    prompts: list[list[int]],
     rules: list[ExitRule],
     config: CalibrationConfig,
     progress: Progress | None,
@@ -179,7 +182,7 @@ def _run(
     """What the full model and then each rule generate."""
     return generate_with_exits(
         model,
-        prompts_BP.tolist(),
+        prompts,
         config.continuation_length,
         [ExitRule(measure=config.measure), *rules],
         batch_size=config.batch_size,

@@ -24,6 +24,10 @@ CERTIFICATE = "exits.json"
 
 def main(argv: list[str]) -> int:
     """Calibrate and print the guarantee; with ``--json`` the certificate's content."""
+    if "--update" in {word.partition("=")[0] for word in argv}:
+        from lit_eff.cli import recalibrate
+
+        return recalibrate.main(argv)
     parser = _parser()
     if "--help" in argv or "-h" in argv:
         parser.print_help()
@@ -49,7 +53,8 @@ def _parser() -> Parser:
         prog="lit-eff calibrate",
         description=__doc__,
         usage="%(prog)s --ckpt_path CKPT [options] [calibration.delta=0.1 ...]",
-        epilog="group=choice and a.b=1 change the recipe.",
+        epilog="group=choice and a.b=1 change the recipe. `lit-eff calibrate --update BUNDLE --log FILE` "
+        "recalibrates a bundle from logged traffic; see its own --help.",
     )
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="CKPT", help="a checkpoint of `lit-eff fit`")
@@ -85,13 +90,15 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
     if data.tokenizer_json != loaded.tokenizer_json:
         raise UserError("the recipe's data makes another tokenizer than the checkpoint was trained with")
     length = config.prompt_length
+    if length is None:
+        raise UserError("calibration.prompt_length is null; expected how many tokens begin each document")
     prompts = job.take_prompts(
         data.documents("calibration"), split="calibration", count=config.sequences, length=length
     )
     held_out = job.take_prompts(
         data.documents("test"), split="test", count=config.test_sequences, length=length, exclude=prompts
     )
-    with _bars() as progress:
+    with bars() as progress:
         certificate = job.calibrate(
             loaded, prompts, held_out, config, split_hashes=data.split_hashes, progress=progress
         )
@@ -113,7 +120,8 @@ def _run_folder(ckpt_path: Path) -> Path:
 
 
 @contextmanager
-def _bars() -> Iterator[job.Progress]:
+def bars() -> Iterator[job.Progress]:
+    """Progress bars on standard error, one for each stage of a calibration."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}

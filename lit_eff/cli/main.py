@@ -37,6 +37,9 @@ COMMANDS = {
     "generate": Command(
         "lit_eff.cli.generate:main", "text from a bundle: autoregressive, certified, lossless", None
     ),
+    "verify": Command(
+        "lit_eff.cli.verify:main", "measure a bundle's certificate again on held-out data", None
+    ),
     "serve": Command("lit_eff.cli.serve:main", "OpenAI-compatible server over a bundle", None),
     "bench": Command("lit_eff.cli.bench:main", "our kernels beside their peers: lit-eff bench NAME"),
     "doctor": Command(

@@ -88,6 +88,7 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
             typed_section(recipe, "export"),
         )
     with step("generate"):
+        assert certificate.prompt_length is not None  # a recipe says how long its prompts are
         prompts = trained.prompts(certificate.prompt_length, count=8)
         decoding = compare_modes(
             TextEngine.open(bundle),

@@ -9,7 +9,7 @@ from rich.console import Console
 from lit_eff.cli.arguments import UNCERTIFIED_HELP, Parser
 from lit_eff.runtime.manifest import read_manifest
 from lit_eff.runtime.text import TextEngine
-from lit_eff.serving.config import ServeConfig
+from lit_eff.serving.config import FALLBACKS, ServeConfig
 from lit_eff.serving.server import listen, make_server
 
 
@@ -26,7 +26,9 @@ def main(argv: list[str]) -> int:
             engine = TextEngine.open(bundle, threads=config.threads, uncertified=uncertified)
         name = config.model_name or engine.name
         address = f"http://{config.host}:{listener.getsockname()[1]}"
-        notes.print(f"Serving {name!r} at {address}/v1/completions (also /v1/models, /health, /metrics).")
+        notes.print(
+            f"Serving {name!r} at {address}/v1/completions (also /v1/models, /health, /metrics, /monitor)."
+        )
         notes.print(_certified_sentence(engine))
         try:
             make_server(engine, config).run(sockets=[listener])
@@ -51,6 +53,11 @@ def _parser() -> Parser:
     add("--threads", type=int, metavar="N", help="of the engine (one per core)")
     add("--max-active", type=int, metavar="N", help=f"requests that take turns ({defaults.max_active})")
     add("--max-waiting", type=int, metavar="N", help=f"requests that may wait ({defaults.max_waiting})")
+    share = f"of certified requests, run in full too ({defaults.shadow_share:g})"
+    add("--shadow-share", type=float, metavar="SHARE", help=share)
+    add("--fallback", choices=FALLBACKS, help=f"what the monitor's alarm does ({defaults.fallback})")
+    add("--monitor-state", metavar="FILE", help="keeps the monitor's state over restarts (in memory only)")
+    add("--traffic-log", metavar="FILE", help="append certified requests' prompts, to calibrate on (off)")
     add("--uncertified", metavar="THRESHOLDS", help=UNCERTIFIED_HELP)
     return parser
 

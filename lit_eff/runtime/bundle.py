@@ -1,12 +1,16 @@
-"""A bundle, opened: every file checked against :mod:`lit_eff.runtime.manifest` before anything is used."""
+"""A bundle, opened: every file checked against :mod:`lit_eff.runtime.manifest` before anything is used.
+
+And a bundle given another certificate, where a new calibration replaces the old.
+"""
 
 from __future__ import annotations
 
+import shutil
 from functools import cached_property
 from pathlib import Path
 
 from lit_eff.errors import UserError
-from lit_eff.files import sha256_file
+from lit_eff.files import atomic_path, sha256_file
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.manifest import CERTIFICATE, TOKENIZER, Manifest, read_manifest
 from lit_eff.runtime.onnx_runner import OnnxRunner
@@ -64,6 +68,30 @@ class Bundle:
         return OnnxRunner(
             self.path, self.manifest.onnx, context=self.manifest.model["context"], threads=threads
         )
+
+
+def replace_certificate(bundle: Bundle, certificate: Certificate, output: str | Path) -> Path:
+    """Write a copy of a bundle with another certificate, whole or not at all.
+
+    Args:
+        output: may be the bundle's own folder, which the copy then replaces.
+
+    Raises:
+        UserError: for a certificate of another model.
+    """
+    output, manifest = Path(output), bundle.manifest
+    certificate.check(
+        weights_sha256=manifest.provenance.weights_sha256, tokenizer_sha256=manifest.files.get(TOKENIZER)
+    )
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        for name in manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / name, folder / name)
+        certificate.save(folder / CERTIFICATE)
+        files = {**manifest.files, CERTIFICATE: sha256_file(folder / CERTIFICATE)}
+        manifest.model_copy(update={"files": dict(sorted(files.items()))}).save(folder)
+    return output
 
 
 def open_bundle(folder: str | Path) -> Bundle:

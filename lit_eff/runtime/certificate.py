@@ -104,7 +104,8 @@ class Certificate(_Strict):
         kv_policy: how keys and values of skipped layers come to be.
         dtype: of the computation that was measured.
         batch_rule: ``per_sequence``: what a sequence does depends on its own tokens only.
-        prompt_length, continuation_length: tokens.
+        prompt_length: tokens; ``None``: prompts of any length, as they were logged.
+        continuation_length: tokens.
         calibration, test: the same quantities on two disjoint splits; only the first was used to select.
         train_sha256: hash of the training split; ``None``: not known to be disjoint from the other two.
         weights_sha256, tokenizer_sha256: of the model this was measured on.
@@ -127,7 +128,7 @@ class Certificate(_Strict):
     kv_policy: Literal["deferred"]
     dtype: str
     batch_rule: Literal["per_sequence"] = "per_sequence"
-    prompt_length: int
+    prompt_length: int | None
     continuation_length: int
     calibration: Measured
     test: Measured
@@ -163,6 +164,11 @@ class Certificate(_Strict):
             measure=self.measure, thresholds=self.thresholds, decay=self.decay, horizon=self.horizon
         )
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the content, which the file carries."""
+        return _digest(self.model_dump(mode="json"))
+
     def check(self, *, weights_sha256: str, tokenizer_sha256: str | None) -> None:
         """Refuse a model this certificate was not made for.
 
@@ -184,7 +190,8 @@ class Certificate(_Strict):
         """The guarantee in one plain sentence."""
         layers, calibrated, tested = self.exit_layers[-1], self.calibration, self.test
         confidence, share = f"{100 * (1 - self.epsilon):.4g}%", f"{100 * self.delta:.4g}%"
-        tokens = f"the {self.continuation_length} tokens after a {self.prompt_length}-token prompt"
+        prompt = "logged" if self.prompt_length is None else f"{self.prompt_length}-token"
+        tokens = f"the {self.continuation_length} tokens after a {prompt} prompt"
         how = f"{self.procedure}, {self.p_value}, {calibrated.sequences:,} sequences".replace("_", "-")
         if self.selected is None:
             return (

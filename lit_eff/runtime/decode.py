@@ -80,6 +80,7 @@ class Round:
         layer_tokens: layers x tokens computed in this round, deferred ones and the prompt included.
         seconds: wall time of the round.
         finish_reason: on the last round only.
+        confidences: exit index and confidence wherever the exit rule was asked, shallow to deep.
     """
 
     tokens: tuple[int, ...]
@@ -90,6 +91,7 @@ class Round:
     layer_tokens: int
     seconds: float
     finish_reason: FinishReason | None
+    confidences: tuple[tuple[int, float], ...] = ()
 
 
 def generate(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round, None, None]:
@@ -149,6 +151,7 @@ class _Choice(NamedTuple):
     tokens: list[int]
     drafted: list[int]
     exit_index: int | None
+    confidences: tuple[tuple[int, float], ...] = ()
 
 
 def _rounds(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round, None, None]:
@@ -179,6 +182,7 @@ def _rounds(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round,
             layer_tokens=sequence.layer_tokens - layer_tokens,
             seconds=time.perf_counter() - started,
             finish_reason=finish,
+            confidences=choice.confidences,
         )
 
 
@@ -194,12 +198,17 @@ def _step(sequence: DeferredSequence, request: GenerateRequest, rng: np.random.G
     rule = request.exit_rule if request.mode == "certified" else None
     t = len(sequence.tokens) - len(request.prompt_tokens)
     last = len(sequence.exit_layers) - 1
+    confidences = []
     for e in range(last + 1):
         hidden_TC = sequence.run(e)
         if e < last and (rule is None or not rule.checks(e)):
             continue
         logits_V = sequence.head(e, hidden_TC[-1:])[0]
-        if e == last or rule is None or rule.should_exit(e, rule.confidence(logits_V), t):
+        if e == last or rule is None:
+            break
+        confidence = rule.confidence(logits_V)
+        confidences.append((e, float(confidence)))
+        if rule.should_exit(e, confidence, t):
             break
     history = _history(sequence, request, len(sequence.tokens))
     if request.sampling.greedy:
@@ -207,7 +216,7 @@ def _step(sequence: DeferredSequence, request: GenerateRequest, rng: np.random.G
     else:
         token = draw(target_distribution(logits_V, request.sampling, history), rng)
     sequence.tokens.append(token)
-    return _Choice([token], [], e)
+    return _Choice([token], [], e, tuple(confidences))
 
 
 def _speculate(

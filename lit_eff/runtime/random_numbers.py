@@ -22,11 +22,15 @@ WORD = 0xFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """What a number decides about the token at its position; the slot counts draws of one purpose."""
+    """What a number decides; the slot counts draws of one purpose.
+
+    The position is that of a token in its sequence, and for ``SHADOW`` the number of a request.
+    """
 
     TARGET = 0  # the token the target model chooses, alone or after the last draft that was kept
     DRAFT = 1  # drafted tokens; the slot is the place among siblings
     ACCEPT = 2  # whether a drafted token is kept; the slot is the place among siblings
+    SHADOW = 3  # whether a served request is run in full as well
 
 
 def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +86,8 @@ class TextEngine:
 
     Attributes:
         stop_tokens: tokens that end every text.
+        alarm: whether the certificate's guarantee was found not to hold on the traffic.
+        exits_off: whether certified mode runs every layer, since then.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class TextEngine:
         self.certificate = certificate
         self.uncertified = uncertified
         self.stop_tokens = end_tokens(tokenizer, self.decoding.stop_tokens)
+        self.alarm = False
+        self.exits_off = False
 
     @classmethod
     def open(
@@ -152,6 +156,8 @@ class TextEngine:
                 "mode certified needs a certificate and this bundle has none; run `lit-eff calibrate` and "
                 "export again, or set thresholds by hand, without any guarantee, with --uncertified"
             )
+        if self.exits_off:
+            return _never_exit(self.certificate)
         return self.certificate.exit_rule()
 
     def prepare(self, request: TextRequest) -> PreparedRequest:
@@ -220,9 +226,19 @@ class TextEngine:
         if self.uncertified is not None:
             return "Uncertified: the exit thresholds were set by hand and nothing is known about the output."
         assert self.certificate is not None
+        if self.exits_off and request.exit_rule == _never_exit(self.certificate):
+            return "The full model's output: exits are off since the monitor's alarm."
+        if self.alarm:
+            return (
+                "The monitor's alarm was raised: the certificate's guarantee does not hold on this traffic."
+            )
         if not request.sampling.greedy:
             return "The certificate covers greedy decoding; nothing is known about sampled output."
         return self.certificate.sentence()
+
+
+def _never_exit(certificate: Certificate) -> ExitRule:
+    return replace(certificate.exit_rule(), thresholds=(None,) * len(certificate.thresholds))
 
 
 def end_tokens(tokenizer: Tokenizer, names: tuple[str, ...] | None) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""The HTTP app: OpenAI's ``/v1/completions`` and ``/v1/models``, ``/health`` and ``/metrics``."""
+"""The HTTP app: OpenAI's ``/v1/completions`` and ``/v1/models``, ``/health``, ``/metrics``, ``/monitor``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lit_eff.serving.config import ServeConfig
 from lit_eff.serving.metrics import CONTENT_TYPE, Metrics
 from lit_eff.serving.protocol import DONE, ApiError, CompletionRequest, choice, event, usage
 from lit_eff.serving.scheduler import BusyError, Job, Piece, Scheduler, StoppedError
+from lit_eff.serving.watch import Watch
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; it names the outcome in logs
 
@@ -39,6 +40,7 @@ def create_app(engine: TextEngine, config: ServeConfig | None = None) -> Starlet
             Route("/v1/models/{name:path}", server.model),
             Route("/health", server.health),
             Route("/metrics", server.metrics_text),
+            Route("/monitor", server.monitor),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected},
         lifespan=server.lifespan,
@@ -51,13 +53,22 @@ class _Server:
         self.name = config.model_name or engine.name
         self.created = int(time.time())
         self.metrics = Metrics(engine.runner.exit_layers)
+        self.watch = Watch.of(engine, config)
+        if self.watch is not None:
+            self.metrics.monitor(self.watch.report)
         self.scheduler = Scheduler(
-            engine, self.metrics, max_active=config.max_active, max_waiting=config.max_waiting
+            engine,
+            self.metrics,
+            max_active=config.max_active,
+            max_waiting=config.max_waiting,
+            watch=self.watch,
         )
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.scheduler.start()
+        if self.watch is not None:
+            self.watch.announce()
         try:
             yield
         finally:
@@ -117,6 +128,12 @@ class _Server:
     async def metrics_text(self, request: Request) -> Response:
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
+    async def monitor(self, request: Request) -> Response:
+        """``GET /monitor``: whether the certificate still holds, in a sentence and in figures."""
+        if self.watch is None:
+            raise ApiError("nothing to monitor: no certificate is in use", status=404)
+        return JSONResponse(self.watch.report())
+
     def _prepare(self, asked: CompletionRequest) -> list[PreparedRequest]:
         return [self.engine.prepare(one) for one in asked.text_requests(self.engine.decoding.mode)]
 
@@ -150,6 +167,7 @@ class _Server:
             "exit_layers": engine.runner.exit_layers,
             "modes": modes,
             "certificate": engine.certificate.sentence() if engine.certificate is not None else None,
+            "monitor": self.watch.sentence() if self.watch is not None else None,
         }
 
 
@@ -217,6 +235,8 @@ class _Answer:
                 "drafted": summary.drafted,
                 "accepted": summary.accepted,
                 "layers_per_token": summary.layers_per_token,
+                "alarm": self.engine.alarm,
+                "exits_off": self.engine.exits_off,
             },
         }
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lit_eff.errors import UserError, nearest
+
+Fallback = Literal["none", "never_exit"]
+FALLBACKS: tuple[Fallback, ...] = get_args(Fallback)
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,17 @@ class ServeConfig:
         max_waiting: requests that wait for a turn; more are refused with status 503.
         max_body_bytes: of a request.
         shutdown_seconds: how long requests under way may go on after a signal to stop.
+        shadow_share: share of the requests a certificate covers that are run in full as well, after they
+            were answered and while no request is under way, to measure the risk.
+        shadow_seed: of the random numbers that choose them.
+        alarm_alpha: probability with which the alarm may be false, over the life of a certificate.
+        fallback: what an alarm does beside being told: ``none``, or ``never_exit``: certified mode runs
+            every layer until a restart or a new certificate (with ``monitor_state``, until a new one).
+            Requests already accepted keep their exits.
+        monitor_state: file that keeps the monitor's state over restarts, the alarm included; ``None`` keeps
+            it in memory.
+        traffic_log: file to which the prompts of requests that a certificate covers are appended, as token
+            ids, for ``lit-eff calibrate --update``; ``None`` keeps nothing. It holds what users wrote.
 
     Raises:
         UserError: naming the setting that is out of range.
@@ -34,6 +48,12 @@ class ServeConfig:
     max_waiting: int = 64
     max_body_bytes: int = 4 * 2**20
     shutdown_seconds: int = 30
+    shadow_share: float = 0.01
+    shadow_seed: int = 0
+    alarm_alpha: float = 0.01
+    fallback: Fallback = "none"
+    monitor_state: str | None = None
+    traffic_log: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -43,9 +63,18 @@ class ServeConfig:
             ("max_waiting", 0),
             ("max_body_bytes", 1),
             ("shutdown_seconds", 0),
+            ("shadow_seed", 0),
         ):
             if getattr(self, name) < least:
                 raise UserError(f"serve.{name} is {getattr(self, name)}; expected at least {least}")
+        if not 0.0 <= self.shadow_share <= 1.0:
+            raise UserError(f"serve.shadow_share is {self.shadow_share}; expected a number in [0, 1]")
+        if not 0.0 < self.alarm_alpha < 1.0:
+            raise UserError(
+                f"serve.alarm_alpha is {self.alarm_alpha}; expected a number strictly between 0 and 1"
+            )
+        if self.fallback not in FALLBACKS:
+            raise UserError(f"unknown serve.fallback {self.fallback!r}{nearest(self.fallback, FALLBACKS)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ServeConfig:

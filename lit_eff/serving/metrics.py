@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from lit_eff.runtime.decode import Round
 
@@ -47,6 +51,10 @@ class Metrics:
         self._active.set_function(active)
         self._waiting.set_function(waiting)
 
+    def monitor(self, report: Callable[[], dict[str, Any]]) -> None:
+        """Show what a monitor reports (:meth:`lit_eff.serving.watch.Watch.report`) at every scrape."""
+        self._registry.register(_MonitorCollector(report))
+
     def observe(self, mode: str, one: Round) -> None:
         """Count one round."""
         self.rounds.labels(mode).inc()
@@ -62,3 +70,42 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition."""
         return generate_latest(self._registry)
+
+
+class _MonitorCollector(Collector):
+    """A monitor's report in Prometheus' terms. It is read, not counted again, so a restart loses nothing."""
+
+    def __init__(self, report: Callable[[], dict[str, Any]]) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._report()
+        low, high = report["risk_interval"]
+        gauges = (
+            ("risk", "Mean loss of the certified requests run in full", report["risk"]),
+            ("risk_low", "Lower bound of the risk, at all times", low),
+            ("risk_high", "Upper bound of the risk, at all times", high),
+            ("risk_limit", "What the certificate allows", report["delta"]),
+            ("risk_log_wealth", "Natural logarithm of the evidence against it", report["log_wealth"]),
+            ("risk_alarm_log_wealth", "Where the alarm is raised", report["alarm_log_wealth"]),
+            ("alarm", "1 once the certificate was found not to hold", report["alarm"]),
+            ("exits_off", "1 while certified mode runs every layer", report["exits_off"]),
+            ("certified_layers_per_token", "Mean layer that tokens left at", report["layers_per_token"]),
+        )
+        for name, about, value in gauges:
+            if value is not None:
+                yield GaugeMetricFamily(f"lit_eff_{name}", about, float(value))
+        counters = (
+            ("certified_requests", "Requests the certificate speaks of", report["requests"]),
+            ("shadow_requests", "Of these, run in full as well", report["run_in_full"]),
+            ("shadow_skipped", "Sampled and not run in full", report["skipped"]),
+        )
+        for name, about, value in counters:
+            yield CounterMetricFamily(f"lit_eff_{name}", about, value)
+        confidence = HistogramMetricFamily(
+            "lit_eff_confidence", "Confidence at an exit, where no shallower one was taken", labels=["layer"]
+        )
+        for layer, bins in report["confidences_by_layer"].items():
+            buckets = [(str((i + 1) / len(bins)), float(n)) for i, n in enumerate(itertools.accumulate(bins))]
+            confidence.add_metric([layer], [*buckets, ("+Inf", buckets[-1][1])], None)
+        yield confidence

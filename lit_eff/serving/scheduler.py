@@ -1,6 +1,8 @@
 """One decoding thread for all requests: those under way take turns, one round each, and others wait in order.
 
-Taking turns keeps a short request from waiting for a long one; the event loop never computes.
+Taking turns keeps a short request from waiting for a long one; the event loop never computes. While no client
+waits, the thread runs sampled requests in full for the monitor, a round at a time: a client who comes then
+waits for one round at most.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 from lit_eff.runtime.text import PreparedRequest, TextChunk, TextEngine
 from lit_eff.serving.metrics import Metrics
+from lit_eff.serving.watch import Watch
 
 _log = logging.getLogger("uvicorn.error")
 
@@ -73,10 +76,19 @@ class Scheduler:
     Args:
         max_active: jobs that take turns; each holds a KV cache.
         max_waiting: jobs that wait beyond those.
+        watch: the monitor of the engine's certificate.
     """
 
-    def __init__(self, engine: TextEngine, metrics: Metrics, *, max_active: int, max_waiting: int) -> None:
-        self._engine, self._metrics = engine, metrics
+    def __init__(
+        self,
+        engine: TextEngine,
+        metrics: Metrics,
+        *,
+        max_active: int,
+        max_waiting: int,
+        watch: Watch | None = None,
+    ) -> None:
+        self._engine, self._metrics, self._watch = engine, metrics, watch
         self._max_active, self._max_waiting = max_active, max_waiting
         self._waiting: deque[Job] = deque()
         self._active: deque[tuple[Job, Generator[Piece, None, None]]] = deque()
@@ -117,6 +129,8 @@ class Scheduler:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
+        if self._watch is not None:
+            self._watch.close()
 
     def _drop(self, job: Job) -> bool:
         if job.cancelled:
@@ -125,6 +139,10 @@ class Scheduler:
 
     def _run(self) -> None:
         while self._admit():
+            if not self._active:
+                assert self._watch is not None
+                self._watch.step()
+                continue
             job, pieces = self._active[0]
             if self._drop(job):
                 pieces.close()
@@ -141,14 +159,18 @@ class Scheduler:
             if piece.chunk.finish_reason is None or piece.prompt + 1 < len(job.prompts):
                 self._active.rotate(-1)
                 continue
+            pieces.close()  # its KV cache is free now, not when the next job takes its turn
             self._active.popleft()
             self._metrics.request_seconds.labels(job.mode).observe(time.perf_counter() - job.arrived)
             self._finish(job, "completed", None)
+            if self._watch is not None:
+                for prompt in job.prompts:
+                    self._watch.answered(prompt.tokens)
 
     def _admit(self) -> bool:
-        """Wait for work and let waiting jobs in; False when stopping."""
+        """Wait for work and let waiting jobs in; False when stopping. Without a job, the monitor has work."""
         with self._changed:
-            while not (self._active or self._waiting or self._stopping):
+            while not (self._active or self._waiting or self._stopping or self._idle_work):
                 self._changed.wait()
             if self._stopping:
                 left = [*(job for job, _ in self._active), *self._waiting]
@@ -164,6 +186,10 @@ class Scheduler:
                 self._active.append((job, self._pieces(job)))
         return True
 
+    @property
+    def _idle_work(self) -> bool:
+        return self._watch is not None and self._watch.pending
+
     def _finish(self, job: Job, outcome: str, item: Exception | None) -> None:
         self._metrics.requests.labels(job.mode, outcome).inc()
         job.deliver(item)
@@ -175,6 +201,8 @@ class Scheduler:
             with closing(self._engine.stream(prompt)) as chunks:
                 for chunk in chunks:
                     self._metrics.observe(job.mode, chunk.round)
+                    if self._watch is not None:
+                        self._watch.observe(prompt.tokens, chunk.round)
                     if first:
                         waited = time.perf_counter() - job.arrived
                         self._metrics.first_token_seconds.labels(job.mode).observe(waited)

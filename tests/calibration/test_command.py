@@ -107,12 +107,34 @@ def test_another_output_and_a_recipe_by_path(run_folder: Path, capsys: pytest.Ca
     assert Certificate.load(output).sentence() in capsys.readouterr().out
 
 
+def test_verify_takes_the_recipes_test_split(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most of its prompts are those that the certificate was tested on, so the figures are close."""
+    checkpoint, bundle = str(run_folder / "checkpoints" / "last.ckpt"), str(tmp_path / "bundle")
+    certificate = str(tmp_path / "exits.json")
+    every = ["calibration.test_sequences=60", "calibration.delta=0.9"]
+    assert main(["calibrate", "--ckpt_path", checkpoint, "--output", certificate, *every]) == 0
+    assert main(["export", "--ckpt_path", checkpoint, "--certificate", certificate, "--output", bundle]) == 0
+    capsys.readouterr()
+    verify = ["verify", "--bundle", bundle, "--threads", "1", "--json"]
+    assert main([*verify, "--config", str(run_folder / "recipe.yaml")]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["verdict"] == "confirmed"
+    assert report["risk"] == pytest.approx(report["certificate"]["risk"], abs=0.1)
+    assert "not the test split" not in captured.err
+    assert main([*verify, "--config", str(run_folder / "recipe.yaml"), "--sequences", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["sequences"] == 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["calibration.delta=0.001"], "at least"),
         (["calibration.delta=7"], "delta is 7"),
         (["calibration.delt=0.1"], "delt'"),
+        (["calibration.prompt_length=null"], "prompt_length is null"),
         (["calibration.sequences=4000"], "the calibration split has"),
         (["data.init_args.tokenizer.vocab_size=280"], "another tokenizer"),
         (["--ouput", "x"], "did you mean '--output'"),

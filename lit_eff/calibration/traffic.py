@@ -1,0 +1,100 @@
+"""Calibration from logged traffic: the procedure of an older certificate, on what users now ask.
+
+Everything that must be fixed before the losses are seen is taken from that certificate: levels, grid,
+measure, schedule, procedure. Prompts are whole, as they were asked. They are split by a hash of their own
+content: a prompt always falls into the same part, however the log grows, and copies of one never into both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.job import Progress, calibrate
+from lit_eff.calibration.ltt import sequences_needed
+from lit_eff.errors import UserError
+from lit_eff.files import sha256_bytes
+from lit_eff.models.checkpoint import LoadedCheckpoint
+from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.prompts import Prompt
+
+CALIBRATION_SHARE = 2 / 3
+
+
+def split_prompts(prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Distinct prompts for calibration (two thirds) and for the test, each in the order of their hashes.
+
+    That order looks random, and depends on nothing but the prompts: a prefix of a part is a fair sample.
+    """
+    hashed = sorted((hashlib.sha256(_bytes(prompt)).digest(), prompt) for prompt in set(prompts))
+    border = int(CALIBRATION_SHARE * 2**64)
+    # The last bytes decide the part and the first the order, so that neither tells of the other.
+    parts: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for digest, prompt in hashed:
+        parts[int.from_bytes(digest[-8:]) >= border].append(prompt)
+    return parts
+
+
+def recalibrate(
+    loaded: LoadedCheckpoint,
+    certificate: Certificate,
+    prompts: Iterable[Prompt],
+    *,
+    most: int,
+    progress: Progress | None = None,
+) -> Certificate:
+    """A new certificate for the same model from logged prompts.
+
+    Args:
+        loaded: the model of ``certificate``.
+        prompts: of any length that leaves room for the continuation; copies count once.
+        most: sequences to calibrate on, and half as many to test on, where there are more.
+
+    Raises:
+        UserError: for too few prompts, with the number needed.
+    """
+    calibration, test = split_prompts(prompts)
+    needed = sequences_needed(
+        certificate.delta,
+        certificate.epsilon,
+        certificate.p_value,
+        certificate.procedure,
+        len(certificate.candidates),
+    )
+    usable = min(len(calibration), most)
+    if usable < needed or not test:
+        raise UserError(
+            f"the log has {len(calibration) + len(test)} distinct prompts that can be used, of which "
+            f"{usable} calibrate and {len(test)} test; at delta {certificate.delta:g} and epsilon "
+            f"{certificate.epsilon:g} at least {needed} must calibrate, even without a single error, which "
+            f"takes about {math.ceil(needed / CALIBRATION_SHARE)} distinct prompts in the log"
+        )
+    calibration, test = calibration[:most], test[: max(1, most // 2)]
+    config = CalibrationConfig(
+        delta=certificate.delta,
+        epsilon=certificate.epsilon,
+        sequences=len(calibration),
+        test_sequences=len(test),
+        prompt_length=None,
+        continuation_length=certificate.continuation_length,
+        thresholds=tuple(candidate.threshold for candidate in certificate.candidates),
+        measure=certificate.measure,
+        decay=certificate.decay,
+        kv_policy=certificate.kv_policy,
+        p_value=certificate.p_value,
+        procedure=certificate.procedure,
+    )
+    hashes = {"calibration": _split_sha256(calibration), "test": _split_sha256(test)}
+    return calibrate(loaded, calibration, test, config, split_hashes=hashes, progress=progress)
+
+
+def _bytes(prompt: Prompt) -> bytes:
+    return np.asarray(prompt, "<i8").tobytes()
+
+
+def _split_sha256(prompts: list[Prompt]) -> str:
+    return sha256_bytes(*map(_bytes, prompts))

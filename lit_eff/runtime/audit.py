@@ -1,0 +1,79 @@
+"""The risk of a certificate measured again, on data it was not made from."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.decode import Round
+from lit_eff.runtime.prompts import Prompt
+from lit_eff.runtime.risk import Comparison, compare
+from lit_eff.runtime.risk_test import RiskTest
+from lit_eff.runtime.segments import SegmentRunner
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the exits did on held-out prompts, all measured.
+
+    Attributes:
+        sequences: prompts, each continued both ways.
+        risk: their mean loss.
+        interval: bounds of the risk, which both hold with probability ``1 - alpha``.
+        log_wealth: natural logarithm of the evidence against the guarantee, at the end.
+        layers_per_token: mean layer that tokens left at.
+        verdict: ``refuted``: were the guarantee true, a result like this had a probability of at most alpha;
+            ``confirmed``: the whole interval lies within delta; ``open``: neither.
+    """
+
+    sequences: int
+    risk: float
+    interval: tuple[float, float]
+    log_wealth: float
+    layers_per_token: float
+    verdict: Literal["refuted", "confirmed", "open"]
+
+
+def audit(
+    runner: SegmentRunner,
+    certificate: Certificate,
+    prompts: Iterable[Prompt],
+    *,
+    alpha: float,
+) -> Audit:
+    """Measure the certified loss on prompts, one at a time (:class:`lit_eff.runtime.risk_test.RiskTest`).
+
+    Args:
+        prompts: at least one; a random sample in a random order, none used in calibration.
+        alpha: probability with which a true guarantee may be refuted.
+    """
+    test, rule = RiskTest(certificate.delta, alpha), certificate.exit_rule()
+    layers, tokens = 0, 0
+    for prompt in prompts:
+        done = _finish(compare(runner, prompt, rule, certificate.continuation_length))
+        test.update(done.loss)
+        layers += int(np.asarray(certificate.exit_layers)[list(done.exits)].sum())
+        tokens += len(done.exits)
+    interval = test.interval()
+    assert test.mean is not None
+    return Audit(
+        sequences=test.count,
+        risk=test.mean,
+        interval=interval,
+        log_wealth=test.log_wealth,
+        layers_per_token=layers / tokens,
+        verdict="refuted" if test.alarm else "confirmed" if interval[1] <= certificate.delta else "open",
+    )
+
+
+def _finish(running: Generator[Round, None, Comparison]) -> Comparison:
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            result: Comparison = end.value
+            return result

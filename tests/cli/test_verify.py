@@ -1,0 +1,172 @@
+"""``lit-eff verify``: the figures are those of decoding by hand, the exit code is the verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lit_eff.cli.main import main
+from lit_eff.runtime.audit import audit
+from lit_eff.runtime.bundle import open_bundle, replace_certificate
+from lit_eff.runtime.decode import GenerateRequest, generate
+from lit_eff.runtime.prompts import certified_prompts, read_prompts
+from lit_eff.runtime.risk_test import RiskTest
+from tests.export.bundles import bold_certificate, readable_bundle, readable_checkpoint
+from tests.runtime.fakes import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify")
+    readable_bundle(folder / "bundle")
+    rng = np.random.default_rng(0)
+    lines = ["".join(rng.choice(list("abcdefgh"), 6)) for _ in range(80)]
+    (folder / "text.txt").write_text("\n".join([*lines, "", "ab", lines[0]]) + "\n", encoding="utf-8")
+    return folder
+
+
+def with_certificate(folder: Path, name: str, **changes: Any) -> str:
+    made = bold_certificate(readable_checkpoint(), **changes)
+    return str(replace_certificate(open_bundle(folder / "bundle"), made, folder / name))
+
+
+def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = main(["verify", *words, "--threads", "1", "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_every_figure_is_what_decoding_one_by_one_gives(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = with_certificate(folder, "half", thresholds=(0.005, 0.005), candidates=bold(0.005))
+    code, report = verify(capsys, "--bundle", bundle, "--data", str(folder / "text.txt"))
+    opened = open_bundle(bundle)
+    runner, certificate = opened.runner(threads=1), opened.certificate
+    assert certificate is not None
+    prompts = {
+        tuple(byte_tokenizer().encode(line).ids[:4])
+        for line in (folder / "text.txt").read_text().split("\n")
+        if len(byte_tokenizer().encode(line).ids) >= 4
+    }
+    losses, layers = [], []
+    for prompt in prompts:
+        both = [
+            list(generate(runner, GenerateRequest(prompt, 5, mode, exit_rule=certificate.exit_rule())))  # type: ignore[arg-type]
+            for mode in ("autoregressive", "certified")
+        ]
+        losses.append(np.mean([a.tokens != b.tokens for a, b in zip(*both, strict=True)]))
+        layers += [one.layer_launches for one in both[1]]
+    assert 0 < np.mean(losses) < 1
+    assert 1 < np.mean(layers) < 3, "the case should be neither trivial outcome"
+    assert report["sequences"] == len(prompts) <= 80
+    assert report["risk"] == pytest.approx(np.mean(losses))
+    assert report["layers_per_token"] == pytest.approx(np.mean(layers))
+    low, high = report["interval"]
+    assert low <= report["risk"] <= high
+    assert code == (report["verdict"] == "refuted")
+    assert report["certificate"]["risk"] == certificate.test.risk
+
+
+def bold(threshold: float) -> Any:
+    from tests.runtime.test_certificate import candidate
+
+    return (candidate(threshold, 0.1, 0.001),)
+
+
+def test_a_guarantee_that_does_not_hold_is_refuted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["verify", "--bundle", str(folder / "bundle"), "--data", str(folder / "text.txt")]
+    assert main([*words, "--threads", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "REFUTED: the risk is above the certificate's 0.25 (confidence 0.95)." in out
+    assert "1.00 of 3; the certificate's test split: 5.12" in out
+
+
+def test_confirmed_and_open(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(folder / "text.txt")]
+    never = with_certificate(
+        folder, "never", selected=None, candidates=(), thresholds=(None, None), delta=0.9
+    )
+    code, report = verify(capsys, "--bundle", never, *data)
+    assert (code, report["verdict"], report["risk"]) == (0, "confirmed", 0.0)
+    code, report = verify(capsys, "--bundle", str(folder / "bundle"), *data, "--sequences", "1")
+    assert (code, report["verdict"], report["sequences"]) == (0, "open", 1)
+
+
+def test_a_log_of_tokens_and_whole_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt_tokens": [5, 6]}, {"prompt_tokens": [5]}, {"text": "ab"}, {"prompt_tokens": [7] * 156}]
+    log = folder / "log.jsonl"
+    log.write_text("\n".join(json.dumps(row) for row in rows))
+    whole = with_certificate(folder, "whole", prompt_length=None)
+    _, report = verify(capsys, "--bundle", whole, "--data", str(log))
+    assert report["sequences"] == 3  # the last leaves no room
+    assert "logged prompt" in report["certificate"]["sentence"]
+
+
+def test_the_verdict_is_the_tests(folder: Path) -> None:
+    opened = open_bundle(folder / "bundle")
+    assert opened.certificate is not None
+    prompts = certified_prompts(
+        read_prompts(folder / "text.txt", byte_tokenizer(), 300), length=4, longest=100
+    )
+    result = audit(opened.runner(threads=1), opened.certificate, prompts, alpha=0.05)
+    test = RiskTest(0.25, 0.05)
+    for prompt in prompts:
+        one = audit(opened.runner(threads=1), opened.certificate, [prompt], alpha=0.05)
+        test.update(one.risk)
+    assert result.log_wealth == pytest.approx(test.log_wealth)
+    assert test.alarm
+    assert result.verdict == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt_tokens": [1, 2', r"bad.jsonl:2: not valid JSON"),
+        ('{"prompt_tokens": []}', "bad.jsonl:2: expected an object with prompt_tokens"),
+        ('{"prompt_tokens": [1, true]}', "expected an object"),
+        ('{"prompt_tokens": [1, 300]}', "token 300 is outside this model's vocabulary of 300"),
+        ("[1, 2]", "expected an object"),
+    ],
+)
+def test_bad_files_are_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "one two three"}\n' + content)
+    words = ["--bundle", str(folder / "bundle"), "--data", str(tmp_path / "bad.jsonl")]
+    assert main(["verify", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give either --data FILE"),
+        (["--data", "a.txt", "--config", "quickstart"], "give either --data FILE"),
+        (["--data", "a.csv"], "neither .txt"),
+        (["--data", "missing.txt"], "cannot read missing.txt"),
+        (["--data", "a.txt", "--alpha", "0"], "--alpha is 0"),
+        (["--data", "a.txt", "--sequences", "0"], "--sequences is 0"),
+    ],
+)
+def test_bad_words_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["verify", "--bundle", str(folder / "bundle"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_prompts_or_a_certificate(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short.txt").write_text("a\n")
+    assert main(["verify", "--bundle", str(folder / "bundle"), "--data", str(tmp_path / "short.txt")]) == 2
+    assert "at least 4 tokens a prompt, and at most 155" in capsys.readouterr().err
+    (folder / "bundle" / "exits.json").write_text("{}")
+    assert main(["verify", "--bundle", str(folder / "bundle"), "--data", "a.txt"]) == 2
+    assert "exits.json is truncated or altered" in capsys.readouterr().err
