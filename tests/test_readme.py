@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,19 +36,37 @@ QUICK += [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the quickstart ran."""
-    folder = tmp_path_factory.mktemp("quickstart")
+    """A folder where the quickstart ran: once for all test processes, each of which gets a copy."""
+    shared, own = shared_folder(tmp_path_factory), tmp_path_factory.mktemp("quickstart") / "folder"
+    with FileLock(shared / "lock"):
+        if not (shared / "done").exists():
+            run_quickstart(shared / "folder")
+            (shared / "done").touch()
+    shutil.copytree(shared / "folder", own)
+    shutil.copytree(shared / "cache", own.parent / "cache")
+    return own
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_quickstart"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
+def run_quickstart(folder: Path) -> None:
+    folder.mkdir()
     reviews = [
-        json.dumps({"text": f"Review {n}. " + "It was good and then it was bad. " * (n % 7 + 3)})
+        json.dumps({"text": f"Review {n}. " + "It was good and then it was bad. " * (n % 7 + 30)})
         for n in range(400)
     ]
     (folder / "reviews.jsonl").write_text("\n".join(reviews), encoding="utf-8")
     done = lit_eff(folder, "quickstart", *SMALL, *QUICK)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "stdout").write_text(done.stdout)
-    return folder
 
 
 def lit_eff(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

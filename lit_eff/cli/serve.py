@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from rich.console import Console
@@ -30,10 +31,10 @@ def main(argv: list[str]) -> int:
             f"Serving {name!r} at {address}/v1/completions (also /v1/models, /health, /metrics, /monitor)."
         )
         notes.print(_certified_sentence(engine))
-        try:
+        # The usual way to stop is an interrupt, which as a rule is raised again after the graceful shutdown.
+        with suppress(KeyboardInterrupt):
             make_server(engine, config).run(sockets=[listener])
-        except KeyboardInterrupt:  # raised again after the graceful shutdown: the usual way to stop
-            notes.print("Stopped.")
+        notes.print("Stopped.")
     return 0
 
 

@@ -52,26 +52,32 @@ class TraceSteps(Callback):
         first = trainer.global_step + self.start
         latest = trainer.max_steps - self.steps - _WARMUP
         self._first = min(first, max(latest, trainer.global_step)) if trainer.max_steps > 0 else first
-        self._seen = -1
         self.path = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_global_zero or trainer.global_step == self._seen:
+        started = self._profiler is not None or self.path is not None
+        if started or not trainer.is_global_zero or trainer.global_step != self._first:
+            return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells stderr that it starts and stops
+        self._seen = trainer.global_step
+        self._profiler = profile(
+            activities=_activities(),
+            schedule=schedule(wait=0, warmup=_WARMUP, active=self.steps, repeat=1),
+            on_trace_ready=lambda profiler: self._write(profiler, trainer),
+            record_shapes=True,
+        )
+        self._profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A step ends here, so that a validation that follows the last one is not traced."""
+        if self._profiler is None or trainer.global_step == self._seen:
             return
         self._seen = trainer.global_step
-        if self._profiler is not None:
-            self._profiler.step()  # the last of them calls _write
-        elif trainer.global_step == self._first:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells stderr that it starts and stops
-            self._profiler = profile(
-                activities=_activities(),
-                schedule=schedule(wait=0, warmup=_WARMUP, active=self.steps, repeat=1),
-                on_trace_ready=lambda profiler: self._write(profiler, trainer),
-                record_shapes=True,
-            )
-            self._profiler.start()
+        self._profiler.step()  # the last of them calls _write
         if self.path is not None:
             self._stop()
 

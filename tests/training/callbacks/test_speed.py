@@ -163,6 +163,20 @@ def test_trace_of_the_steps_asked_for(tmp_path: Path, text: Path) -> None:
     assert 0 < sum(shares) <= 100.1
 
 
+def test_a_validation_after_the_last_step_is_not_traced(tmp_path: Path, text: Path) -> None:
+    with_validation, without = TraceSteps(steps=1), TraceSteps(steps=1)
+    counts = []
+    for trace, interval in ((with_validation, 2), (without, 1000)):
+        trainer = make_trainer(tmp_path / str(interval), trace, max_steps=2, val_check_interval=interval)
+        trainer.fit(make_module(), datamodule=make_data(text))
+        assert trace.path is not None
+        with gzip.open(trace.path, "rt", encoding="utf-8") as file:
+            counts.append(
+                sum(event.get("name") == "aten::linear" for event in json.load(file)["traceEvents"])
+            )
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_short_run_is_traced_all_the_same_and_a_large_trace_not_kept(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
