@@ -10,8 +10,9 @@ import numpy as np
 
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decode import Round
+from lit_eff.runtime.metrics import Metric
 from lit_eff.runtime.prompts import Prompt
-from lit_eff.runtime.risk import Comparison, compare
+from lit_eff.runtime.risk import Comparison, SequenceLoss, compare
 from lit_eff.runtime.risk_test import RiskTest
 from lit_eff.runtime.segments import SegmentRunner
 
@@ -44,17 +45,22 @@ def audit(
     prompts: Iterable[Prompt],
     *,
     alpha: float,
+    metric: Metric | None = None,
 ) -> Audit:
     """Measure the certified loss on prompts, one at a time (:class:`lit_eff.runtime.risk_test.RiskTest`).
 
     Args:
-        prompts: at least one; a random sample in a random order, none used in calibration.
+        prompts: at least one; a random sample in a random order, none used in calibration. For risk
+            consistency each goes on with the reference, the document's own tokens.
         alpha: probability with which a true guarantee may be refuted.
+        metric: the certificate's, where it is not one of ``TOKEN_METRICS``.
     """
     test, rule = RiskTest(certificate.delta, alpha), certificate.exit_rule()
+    loss, steps = SequenceLoss.of(certificate, metric), certificate.continuation_length
     layers, tokens = 0, 0
     for prompt in prompts:
-        done = _finish(compare(runner, prompt, rule, certificate.continuation_length))
+        start, reference = (prompt[:-steps], prompt[-steps:]) if loss.of_reference else (prompt, None)
+        done = _finish(compare(runner, start, rule, steps, loss, reference))
         test.update(done.loss)
         layers += int(np.asarray(certificate.exit_layers)[list(done.exits)].sum())
         tokens += len(done.exits)

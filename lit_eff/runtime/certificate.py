@@ -23,7 +23,9 @@ from pydantic import (
 
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.exit_rule import ExitRule, Measure
+from lit_eff.runtime.metrics import CALLABLE, METRICS
 
 FORMAT_VERSION = 1
 NEVER = "never"
@@ -91,9 +93,13 @@ class Certificate(_Strict):
     """``P(risk <= delta) >= 1 - epsilon`` for the thresholds here, over the draw of calibration sequences.
 
     Attributes:
-        certifies: ``textual_consistency``: the risk compares early-exit output with the full model's.
-        metric: the loss of a sequence: the share of continuation tokens that differ from the full model's
-            greedy ones.
+        certifies: what the loss of a sequence compares. Of a language model: ``textual_consistency``, the
+            continuation with early exits and the full model's; ``risk_consistency``, how much further from
+            the document's own tokens the first is than the second, at least 0. Of a classifier:
+            ``disagreement``, 1 where the label is not the full model's; ``error``, 1 where it is wrong and
+            the full model's right.
+        metric: dissimilarity of two continuations, a name in :mod:`lit_eff.runtime.metrics` or a function
+            ``package.module:function``; ``zero_one`` of two labels.
         delta, epsilon: the levels of the guarantee.
         procedure, p_value: names in ``lit_eff.calibration``.
         candidates: the grid, most conservative first, in the order fixed before measuring.
@@ -101,19 +107,22 @@ class Certificate(_Strict):
         exit_layers: layers run at each exit, the last being the whole model.
         thresholds: one per early exit (all but the last); ``None`` (``never`` in the file) never exits there.
         measure, decay, horizon: confidence measure and threshold schedule, as in :class:`ExitRule`.
-        kv_policy: how keys and values of skipped layers come to be.
+        kv_policy: how keys and values of skipped layers come to be; ``None`` of a classifier.
         dtype: of the computation that was measured.
         batch_rule: ``per_sequence``: what a sequence does depends on its own tokens only.
-        prompt_length: tokens; ``None``: prompts of any length, as they were logged.
-        continuation_length: tokens.
+        prompt_length: tokens; ``None``: prompts of any length, as they were logged, or whole sequences to
+            classify.
+        continuation_length: tokens; 1, the label, of a classifier.
         calibration, test: the same quantities on two disjoint splits; only the first was used to select.
         train_sha256: hash of the training split; ``None``: not known to be disjoint from the other two.
         weights_sha256, tokenizer_sha256: of the model this was measured on.
     """
 
     format_version: Literal[1] = 1
-    certifies: Literal["textual_consistency"] = "textual_consistency"
-    metric: Literal["token_disagreement"] = "token_disagreement"
+    certifies: Literal["textual_consistency", "risk_consistency", "disagreement", "error"] = (
+        "textual_consistency"
+    )
+    metric: str = "token_disagreement"
     delta: Level
     epsilon: Level
     procedure: str
@@ -125,7 +134,7 @@ class Certificate(_Strict):
     measure: Measure
     decay: float | None
     horizon: int
-    kv_policy: Literal["deferred"]
+    kv_policy: Literal["deferred"] | None
     dtype: str
     batch_rule: Literal["per_sequence"] = "per_sequence"
     prompt_length: int | None
@@ -151,12 +160,27 @@ class Certificate(_Strict):
             shared = self.candidates[self.selected].threshold
         if set(self.thresholds) - {shared}:
             raise ValueError("thresholds differ from those of the selected candidate")
+        if self.classifies:
+            whole = (self.metric, self.kv_policy, self.prompt_length, self.continuation_length)
+            if whole != ("zero_one", None, None, 1):
+                raise ValueError(f"{self.certifies} is of a classifier, and other fields are of a text")
+        elif self.metric not in METRICS and not CALLABLE.match(self.metric):
+            raise ValueError(f"metric is {self.metric!r}, neither a known one nor package.module:function")
+        elif self.kv_policy is None:
+            raise ValueError(f"kv_policy is null for {self.certifies}")
+        elif self.certifies == "risk_consistency" and self.prompt_length is None:
+            raise ValueError("prompt_length is null for risk_consistency, whose references follow prompts")
         splits = [self.train_sha256, self.calibration.split_sha256, self.test.split_sha256]
         if len(set(splits)) < len(splits):
             raise ValueError(
                 "the train, calibration and test splits must be disjoint, and two have the same hash"
             )
         return self
+
+    @property
+    def classifies(self) -> bool:
+        """Whether this is about a classifier's labels rather than a language model's text."""
+        return self.certifies in ("disagreement", "error")
 
     def exit_rule(self) -> ExitRule:
         """The rule a runtime decodes with; one that never exits where nothing could be certified."""
@@ -186,24 +210,21 @@ class Certificate(_Strict):
                     f"{_short(given)}; run `lit-eff calibrate` on this model"
                 )
 
+    def check_writes(self) -> None:
+        """Refuse a classifier's certificate where text is to be written.
+
+        Raises:
+            UserError: for one of ``disagreement`` or ``error``.
+        """
+        if self.classifies:
+            raise UserError(
+                f"the certificate is of a classifier ({self.certifies}), whose exits no engine runs yet; "
+                "generate, serve, verify and calibrate --update take language models"
+            )
+
     def sentence(self) -> str:
         """The guarantee in one plain sentence."""
-        layers, calibrated, tested = self.exit_layers[-1], self.calibration, self.test
-        confidence, share = f"{100 * (1 - self.epsilon):.4g}%", f"{100 * self.delta:.4g}%"
-        prompt = "logged" if self.prompt_length is None else f"{self.prompt_length}-token"
-        tokens = f"the {self.continuation_length} tokens after a {prompt} prompt"
-        how = f"{self.procedure}, {self.p_value}, {calibrated.sequences:,} sequences".replace("_", "-")
-        if self.selected is None:
-            return (
-                f"No exit threshold could be certified, with probability {confidence}, to change on average "
-                f"at most {share} of {tokens} ({how}), so every token runs all {layers} layers."
-            )
-        return (
-            f"With probability at least {confidence} over the calibration data, exiting early changes on "
-            f"average at most {share} of {tokens} from the full model's greedy ones ({how}); on "
-            f"{tested.sequences:,} test sequences it changed {100 * tested.risk:.1f}% and launched "
-            f"{tested.layers_per_token:.2f} of {layers} layers per token."
-        )
+        return sentence(self)
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""

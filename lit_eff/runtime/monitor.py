@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import DIFFERENCES
 from lit_eff.runtime.decode import Round
 from lit_eff.runtime.random_numbers import Purpose, random_word
+from lit_eff.runtime.risk import unwatchable
 from lit_eff.runtime.risk_test import RiskTest
 
 FORMAT_VERSION = 1
@@ -101,14 +103,21 @@ class Monitor:
         test, delta = self.test, 100 * self.certificate.delta
         if self.certificate.selected is None:
             return "The certificate never exits early, so there is no risk to watch."
+        reason = unwatchable(self.certificate)
+        if reason is not None:
+            return f"The risk cannot be watched here: {reason}. Exits and confidences are counted."
         if test.mean is None:
             return (
                 f"None of {self.requests:,} certified requests has been run in full, so nothing is known yet."
             )
         low, high = test.interval()
+        metric = self.certificate.metric
+        changed = f"exits changed {test.mean:.2%} of their tokens"
+        if metric != "token_disagreement":
+            changed = f"their {DIFFERENCES[metric]} was {test.mean:.2%}"
         measured = (
-            f"of {self.requests:,} certified requests {test.count:,} were run in full as well; exits changed "
-            f"{test.mean:.2%} of their tokens (between {low:.2%} and {high:.2%} with confidence "
+            f"of {self.requests:,} certified requests {test.count:,} were run in full as well; "
+            f"{changed} (between {low:.2%} and {high:.2%} with confidence "
             f"{1 - test.alpha:.4g}), where the certificate allows {delta:.4g}%"
         )
         if test.alarm:

@@ -15,19 +15,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_eff.errors import UserError
+from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decode import GenerateRequest, Mode, Round, generate
 from lit_eff.runtime.exit_rule import ExitRule
+from lit_eff.runtime.metrics import TOKEN_METRICS, Metric, Tokens, token_disagreement
 from lit_eff.runtime.segments import SegmentRunner
 
 BOTH: tuple[Mode, ...] = ("autoregressive", "certified")
 
 
-def token_disagreement(tokens_KBN: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of tokens that differ from those of rule 0, the full model: float64 ``(B, K)``, in [0, 1].
+@dataclass(frozen=True)
+class SequenceLoss:
+    """The loss of one sequence, in [0, 1] (Schuster et al. 2022, section 4).
 
-    The loss of textual consistency (Schuster et al. 2022, section 4).
+    Attributes:
+        metric: a dissimilarity D of two continuations.
+        of_reference: ``False`` is textual consistency, ``D(early, full)``; ``True`` is risk consistency,
+            ``max(0, D(early, reference) - D(full, reference))``.
     """
-    return np.asarray((tokens_KBN != tokens_KBN[0]).mean(axis=2).T)
+
+    metric: Metric
+    of_reference: bool = False
+
+    @classmethod
+    def of(cls, certificate: Certificate, metric: Metric | None = None) -> SequenceLoss:
+        """That of a certificate; its metric is needed where it is not one of ``TOKEN_METRICS``."""
+        found = TOKEN_METRICS[certificate.metric] if metric is None else metric
+        return cls(found, certificate.certifies == "risk_consistency")
+
+    def __call__(self, early: Tokens, full: Tokens, reference: Tokens | None = None) -> float:
+        if not self.of_reference:
+            return self.metric(early, full)
+        assert reference is not None
+        return max(0.0, self.metric(early, reference) - self.metric(full, reference))
+
+    def of_rules(
+        self, tokens_KBN: NDArray[np.int64], reference_BN: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Of each sequence under each rule, float64 ``(B, K)``; rule 0 is the full model."""
+        rules, sequences, _ = tokens_KBN.shape
+        losses_BK = np.empty((sequences, rules))
+        for b in range(sequences):
+            reference = None if reference_BN is None else reference_BN[b].tolist()
+            texts: list[tuple[int, ...]] = list(map(tuple, tokens_KBN[:, b].tolist()))
+            # Many rules write the same text, and a metric of text takes a millisecond.
+            of_text = {text: self(text, texts[0], reference) for text in dict.fromkeys(texts)}
+            losses_BK[b] = [of_text[text] for text in texts]
+        return losses_BK
+
+
+def unwatchable(certificate: Certificate) -> str | None:
+    """Why a server cannot measure a certificate's risk on its traffic; ``None`` where it can."""
+    if certificate.certifies == "risk_consistency":
+        return "risk consistency needs a reference text, and a request has none"
+    if certificate.metric not in TOKEN_METRICS:
+        return f"the metric {certificate.metric} is of text, and needs the training install or code of yours"
+    return None
+
+
+DISAGREEMENT = SequenceLoss(token_disagreement)
 
 
 @dataclass(frozen=True)
@@ -44,13 +90,21 @@ class Comparison:
 
 
 def compare(
-    runner: SegmentRunner, prompt_tokens: Sequence[int], rule: ExitRule, steps: int
+    runner: SegmentRunner,
+    prompt_tokens: Sequence[int],
+    rule: ExitRule,
+    steps: int,
+    loss: SequenceLoss = DISAGREEMENT,
+    reference: Tokens | None = None,
 ) -> Generator[Round, None, Comparison]:
     """Continue a prompt by exactly ``steps`` greedy tokens, in full and under the rule, and compare.
 
     Yields after every round, so that other work may go between; nothing is computed meanwhile. Both run free,
     without stop tokens, as in calibration: the loss depends on the prompt alone, not on where some answer to
     it happened to end.
+
+    Args:
+        reference: the ``steps`` tokens that a loss of risk consistency compares both with.
 
     Raises:
         UserError: for a prompt that is empty, or leaves no room in the context for the continuation.
@@ -61,14 +115,14 @@ def compare(
             f"the prompt has {len(prompt)} tokens, which leaves no room for {steps} more in the context of "
             f"{runner.context}"
         )
-    tokens_KBN = np.empty((2, 1, steps), np.int64)
+    texts: dict[Mode, list[int]] = {mode: [] for mode in BOTH}
     exits: list[int] = []
-    for k, mode in enumerate(BOTH):
+    for mode in BOTH:
         request = GenerateRequest(prompt, max_tokens=steps, mode=mode, exit_rule=rule)
-        for n, one in enumerate(generate(runner, request)):
-            tokens_KBN[k, 0, n] = one.tokens[0]
+        for one in generate(runner, request):
+            texts[mode].append(one.tokens[0])
             if mode == "certified":
                 assert one.exit_index is not None
                 exits.append(one.exit_index)
             yield one
-    return Comparison(float(token_disagreement(tokens_KBN)[0, 1]), tuple(exits))
+    return Comparison(loss(texts["certified"], texts["autoregressive"], reference), tuple(exits))

@@ -123,12 +123,14 @@ class TextEngine:
 
         Raises:
             UserError: for a bundle that is damaged, holds no tokenizer or no ONNX segments, or whose
-                certificate was made for another model.
+                certificate was made for another model or for a classifier.
         """
         bundle = open_bundle(folder)
         if bundle.tokenizer_json is None:
             raise UserError(f"bundle {folder} holds no tokenizer, so it cannot read or write text")
         certificate = bundle.certificate
+        if certificate is not None:
+            certificate.check_writes()
         exit_layers = bundle.manifest.exit_layers
         rule = None
         if uncertified is not None:

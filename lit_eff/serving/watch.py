@@ -7,7 +7,8 @@ counted either, nor prompts that leave no room in the context for the certified 
 prompt is no condition: that live prompts are not what calibration saw is what the monitor is there to notice.
 
 A sampled request is compared on the certificate's own terms: as many tokens, without stop tokens, with the
-certificate's exit rule (even while the fallback keeps it from serving).
+certificate's exit rule (even while the fallback keeps it from serving). A risk that cannot be measured here
+(of text metrics, or against a reference) is not watched, and the monitor says so; exits and confidences are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decode import GenerateRequest, Round
 from lit_eff.runtime.monitor import Monitor
-from lit_eff.runtime.risk import Comparison, compare
+from lit_eff.runtime.risk import Comparison, SequenceLoss, compare, unwatchable
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.config import ServeConfig
 from lit_eff.serving.traffic_log import TrafficLog
@@ -47,6 +48,7 @@ class Watch:
         self.skipped = 0
         self._engine, self._config = engine, config
         self._rule = certificate.exit_rule()
+        self._loss = None if unwatchable(certificate) else SequenceLoss.of(certificate)
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, ...]] = deque()
         self._running: Generator[Round, None, Comparison] | None = None
@@ -88,8 +90,8 @@ class Watch:
             return
         if self._traffic is not None:
             self._traffic.write(request.prompt_tokens)
-        if self.certificate.selected is None:
-            return  # it never exits: nothing could differ
+        if self.certificate.selected is None or self._loss is None:
+            return  # it never exits, so nothing could differ; or the risk cannot be measured
         with self._lock:
             chosen = self._monitor.draw(self._config.shadow_share, self._config.shadow_seed)
         if chosen and len(self._waiting) < MAX_WAITING:
@@ -105,9 +107,10 @@ class Watch:
     def step(self) -> None:
         """One round of the oldest sampled request: call it while no client waits."""
         if self._running is None:
+            assert self._loss is not None
             prompt = self._waiting.popleft()
             steps = self.certificate.continuation_length
-            self._running = compare(self._engine.runner, prompt, self._rule, steps)
+            self._running = compare(self._engine.runner, prompt, self._rule, steps, self._loss)
         try:
             next(self._running)
         except StopIteration as end:

@@ -98,6 +98,58 @@ def test_sentence_says_what_was_promised_and_what_was_measured() -> None:
     assert "all 8 layers" in never().sentence()
 
 
+CLASSIFIER = {"metric": "zero_one", "kv_policy": None, "prompt_length": None, "continuation_length": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (
+            {"metric": "rouge_l"},
+            ["moves the 16 tokens after a 32-token prompt", "by at most 0.25 on average in 1 - ROUGE-L"],
+        ),
+        ({"metric": "my.code:loss"}, ["on average in `my.code:loss`", "moved them by 0.2100"]),
+        (
+            {"certifies": "risk_consistency", "metric": "edit_distance"},
+            [
+                "raises the edit distance",
+                "document's own",
+                "0.25 over the full model's",
+                "raised it by 0.2100",
+            ],
+        ),
+        (
+            {"certifies": "disagreement", **CLASSIFIER},
+            ["changes on average at most 25% of the labels", "changed 21.0%", "8 layers per sequence"],
+        ),
+        (
+            {"certifies": "error", **CLASSIFIER},
+            ["labels wrong that the full model gets right", "got 21.0% so"],
+        ),
+    ],
+)
+def test_every_risk_has_its_sentence(changes: dict[str, Any], parts: list[str], tmp_path: Path) -> None:
+    made = certificate(**changes)
+    for part in [*parts, "95%", "300 sequences"]:
+        assert part in made.sentence()
+    assert "tokens after" not in made.sentence() or not made.classifies
+    assert "all 8 layers" in never(**changes).sentence()
+    made.save(tmp_path / "exits.json")
+    assert Certificate.load(tmp_path / "exits.json") == made
+    if made.classifies:
+        with pytest.raises(
+            UserError, match=f"of a classifier \\({made.certifies}\\), whose exits no engine runs"
+        ):
+            made.check_writes()
+    else:
+        made.check_writes()
+
+
+def test_certificates_of_before_there_were_other_risks_are_unchanged() -> None:
+    """The digest that files carry and monitors remember, as the first version wrote it."""
+    assert certificate().sha256 == "cfa8084e5b6b48191c22acaa5b8e159972769df35e6b311490fbd9cb0545bd66"
+
+
 def test_other_weights_or_tokenizer_are_refused() -> None:
     made = certificate()
     made.check(weights_sha256=sha("weights"), tokenizer_sha256=sha("tokenizer"))
@@ -126,6 +178,12 @@ def test_tokenizer_hash_is_that_of_the_file(tmp_path: Path) -> None:
         ({"train_sha256": sha("test")}, "must be disjoint"),
         ({"delta": 0.0}, "greater than 0"),
         ({"measure": "vibes"}, "softmax_response"),
+        ({"certifies": "vibes"}, "textual_consistency"),
+        ({"metric": "vibes"}, "neither a known one nor package.module:function"),
+        ({"metric": "zero_one"}, "neither a known one"),
+        ({"kv_policy": None}, "kv_policy is null"),
+        ({"certifies": "error"}, "error is of a classifier"),
+        ({"certifies": "risk_consistency", "prompt_length": None}, "references follow prompts"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -65,6 +65,20 @@ def test_sentences() -> None:
     assert monitor.report()["alarm_at"] == monitor.test.alarm_at
 
 
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"metric": "exact_match"}, "their share of continuations that differ was 25.00%"),
+        ({"metric": "edit_distance"}, "their edit distance of tokens over their number was 25.00%"),
+        ({"metric": "bleu"}, "The risk cannot be watched here: the metric bleu is of text"),
+        ({"metric": "my.code:loss"}, "cannot be watched here: the metric my.code:loss"),
+        ({"certifies": "risk_consistency"}, "cannot be watched here: risk consistency needs a reference"),
+    ],
+)
+def test_sentences_of_other_risks(changes: dict[str, Any], part: str) -> None:
+    assert part in seen(**changes).sentence()
+
+
 def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
     monitor, path = seen(), tmp_path / "monitor.json"
     monitor.save(path)

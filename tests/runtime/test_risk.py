@@ -10,7 +10,7 @@ import pytest
 from lit_eff.errors import UserError
 from lit_eff.runtime.decode import GenerateRequest, generate
 from lit_eff.runtime.exit_rule import ExitRule
-from lit_eff.runtime.risk import Comparison, compare, token_disagreement
+from lit_eff.runtime.risk import DISAGREEMENT, Comparison, compare
 from tests.runtime.fakes import TinyTransformer
 
 RULE = ExitRule(thresholds=(0.5, 0.3), measure="max_probability")
@@ -50,7 +50,7 @@ def test_a_rule_that_never_exits_loses_nothing() -> None:
 
 def test_disagreement_by_hand() -> None:
     tokens_KBN = np.array([[[1, 2, 3, 4], [5, 5, 5, 5]], [[1, 2, 0, 0], [5, 5, 5, 5]]])
-    assert token_disagreement(tokens_KBN).tolist() == [[0.0, 0.5], [0.0, 0.0]]
+    assert DISAGREEMENT.of_rules(tokens_KBN).tolist() == [[0.0, 0.5], [0.0, 0.0]]
 
 
 def test_a_prompt_without_room_is_refused_before_anything_runs() -> None:

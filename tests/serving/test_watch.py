@@ -105,6 +105,43 @@ def test_the_risk_is_measured_on_the_certificates_terms() -> None:
     assert "5 were run in full" in card["monitor"]
 
 
+@pytest.mark.parametrize(("metric", "loss"), [("exact_match", 1.0), ("edit_distance", LOSS)])
+def test_metrics_of_tokens_are_measured(metric: str, loss: float) -> None:
+    async def scenario(client: httpx.AsyncClient) -> Any:
+        await ask(client, 3)
+        return await monitored(client, 3)
+
+    report = serving(watched_engine(metric=metric), scenario)
+    assert (report["run_in_full"], report["skipped"]) == (3, 0)
+    assert report["risk"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"metric": "rouge_l"}, "the metric rouge_l is of text"),
+        ({"metric": "my.code:loss"}, "the metric my.code:loss is of text"),
+        ({"certifies": "risk_consistency"}, "risk consistency needs a reference text"),
+    ],
+)
+def test_a_risk_that_cannot_be_watched_is_said_and_exits_are_counted(
+    changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    async def scenario(client: httpx.AsyncClient) -> Any:
+        await ask(client, 2)
+        return await monitored(client, 0), (await client.get("/v1/models/tiny")).json()
+
+    log = tmp_path / "log.jsonl"
+    with caplog.at_level(logging.INFO, logger="uvicorn.error"):
+        report, card = serving(watched_engine(**changes), scenario, traffic_log=str(log))
+    assert (report["run_in_full"], report["skipped"], report["risk"]) == (0, 0, None)
+    assert sum(report["tokens_by_layer"].values()) == 18
+    assert sum(report["confidences_by_layer"]["1"]) == 18
+    for sentence in (report["sentence"], card["monitor"], caplog.text):
+        assert f"cannot be watched here: {reason}" in sentence
+    assert len(log.read_text().splitlines()) == 2
+
+
 def test_what_the_certificate_does_not_speak_of_is_not_counted() -> None:
     async def scenario(client: httpx.AsyncClient) -> Any:
         await ask(client, temperature=1.0, seed=1)
