@@ -1,71 +1,65 @@
-"""The calibrate job: measure a grid of exit thresholds on free-running text, certify, and measure again.
+"""The calibrate job of a language model: run a grid of exit thresholds on free-running text, and certify.
 
-The loss of a sequence is the share of its continuation's tokens that differ from the full model's greedy
-continuation (textual consistency, Schuster et al. 2022, section 4). It is measured on what the exits really
-generate, each token following the tokens before it, so an early mistake counts for all it leads to.
+The loss of a sequence compares continuations (:class:`lit_eff.runtime.risk.SequenceLoss`). It is measured on
+what the exits really generate, each token following the tokens before it, so an early mistake counts for all
+it leads to.
 
-Shapes: B sequences, K candidate thresholds, N continuation tokens, P prompt tokens.
+Shapes: B sequences, K exit rules, N continuation tokens, P prompt tokens, R reference tokens (N or none).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences
 from lit_eff.calibration.config import CalibrationConfig
-from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
-from lit_eff.decoding.batched import Continuations, generate_with_exits
+from lit_eff.calibration.text_metrics import find_metric
+from lit_eff.decoding.batched import generate_with_exits
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
-from lit_eff.models.transformer import Transformer
-from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
+from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.exit_rule import ExitRule
-from lit_eff.runtime.risk import token_disagreement
+from lit_eff.runtime.risk import SequenceLoss
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
 
 
 def take_prompts(
-    documents: Iterable[ArrayLike], *, split: str, count: int, length: int, exclude: Iterable[Ints] = ()
+    documents: Iterable[ArrayLike],
+    *,
+    split: str,
+    count: int,
+    length: int,
+    reference: int = 0,
+    exclude: Iterable[Ints] = (),
 ) -> Ints:
-    """The first ``length`` tokens of the first ``count`` documents that are long enough, int64 ``(B, P)``.
+    """The first ``length + reference`` tokens of the first ``count`` documents that have them.
 
-    One prompt a document keeps the sequences independent. The order of ``documents`` must not depend on what
-    is in them; a DataModule's ``documents`` come in a random order. Prompts in ``exclude`` are passed over:
-    different documents may begin alike.
+    Int64 ``(B, P + R)``: prompts, and the documents' own tokens after them. One prompt a document keeps the
+    sequences independent. The order of ``documents`` must not depend on what is in them; a DataModule's
+    ``documents`` come in a random order. Prompts that ``exclude`` begins with are passed over: different
+    documents may begin alike.
 
     Raises:
         UserError: the split has too few such documents.
     """
-    prompts: list[Ints] = []
-    excluded = {prompt_P.tobytes() for prompt_P in exclude}
+    taken: list[Ints] = []
+    excluded = {np.asarray(one)[:length].tobytes() for one in exclude}
     for document in documents:
-        tokens_P = np.asarray(document, np.int64)[:length]
-        if len(tokens_P) == length and tokens_P.tobytes() not in excluded:
-            prompts.append(tokens_P)
-        if len(prompts) == count:
-            return np.stack(prompts)
+        tokens = np.asarray(document, np.int64)[: length + reference]
+        if len(tokens) == length + reference and tokens[:length].tobytes() not in excluded:
+            taken.append(tokens)
+        if len(taken) == count:
+            return np.stack(taken)
     raise UserError(
-        f"the {split} split has {len(prompts)} documents of at least {length} tokens; {count} are asked for; "
-        "lower calibration.sequences, calibration.test_sequences or calibration.prompt_length, or raise the "
-        f"split's share in data.splits.{split}"
-    )
-
-
-def check_sequences(config: CalibrationConfig, sequences: int) -> None:
-    """Refuse a calibration that could certify nothing even if early exits never changed a token.
-
-    Raises:
-        UserError: with the number of sequences that could.
-    """
-    require_sequences(
-        sequences, config.delta, config.epsilon, config.p_value, config.procedure, len(config.thresholds)
+        f"the {split} split has {len(taken)} documents of at least {length + reference} tokens; {count} are "
+        "asked for; lower calibration.sequences, calibration.test_sequences or calibration.prompt_length, or "
+        f"raise the split's share in data.splits.{split}"
     )
 
 
@@ -81,8 +75,9 @@ def calibrate(
     """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
 
     Args:
-        calibration_prompts, test_prompts: token ids ``(B, config.prompt_length)``, from disjoint documents;
-            lists of token ids of any length where ``config.prompt_length`` is ``None``.
+        calibration_prompts, test_prompts: token ids ``(B, config.prompt_length + config.reference_length)``,
+            from disjoint documents; lists of token ids of any length where ``config.prompt_length`` is
+            ``None``.
         split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
 
     Returns:
@@ -90,137 +85,63 @@ def calibrate(
 
     Raises:
         UserError: too few sequences (with the number needed), splits or prompts that are not disjoint,
-            prompts of another length, or a model without early exits.
+            prompts of another length, a metric that cannot be computed, or a model without early exits.
     """
     model, exit_layers = loaded.model, loaded.model.config.exit_layers
     if model.config.labels or not model.config.causal:
-        raise UserError("token disagreement needs a causal language model; this checkpoint is another kind")
+        raise UserError(f"{config.risk} needs a causal language model; this checkpoint is another kind")
+    if config.classifies:
+        raise UserError(
+            f"calibration.risk is {config.risk!r}, of a classifier, and this checkpoint is a language model; "
+            "use textual_consistency or risk_consistency"
+        )
     if len(exit_layers) == 1:
         raise UserError("this model has no early exits to calibrate; train it with exits.layers set")
-    prompts = _check_prompts(calibration_prompts, config, "calibration")
-    held_out = _check_prompts(test_prompts, config, "test")
-    check_sequences(config, len(prompts))
-    seen = set(map(tuple, prompts))
-    if split_hashes["calibration"] == split_hashes["test"] or seen & set(map(tuple, held_out)):
+    loss = SequenceLoss(find_metric(config.metric, loaded.tokenizer_json), config.reference_length > 0)
+    splits = {
+        "calibration": _check_prompts(calibration_prompts, config, "calibration"),
+        "test": _check_prompts(test_prompts, config, "test"),
+    }
+    check_sequences(config, len(splits["calibration"][0]))
+    seen = set(map(tuple, splits["calibration"][0]))
+    if split_hashes["calibration"] == split_hashes["test"] or seen & set(map(tuple, splits["test"][0])):
         raise UserError(
             "the calibration and test prompts are not disjoint; take them from the two splits of one corpus"
         )
 
-    rules = [_shared_rule(threshold, config, len(exit_layers)) for threshold in config.thresholds]
-    runs = _run(model, prompts, rules, config, progress, "calibration")
-    risk_BK = token_disagreement(runs.tokens_KBN)[:, 1:]
-    result = learn_then_test(
-        risk_BK,
-        delta=config.delta,
-        epsilon=config.epsilon,
-        p_value=config.p_value,
-        procedure=config.procedure,
-    )
-    selected = None if result.selected is None else config.thresholds[result.selected]
-    rule = _shared_rule(selected, config, len(exit_layers))
-    test_runs = _run(model, held_out, [rule], config, progress, "test")
+    def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
+        prompts, reference_BN = splits[split]
+        runs = generate_with_exits(
+            model,
+            prompts,
+            config.continuation_length,
+            [ExitRule(measure=config.measure), *rules],
+            batch_size=config.batch_size,
+            progress=None if progress is None else partial(progress, split),
+        )
+        layers_KBN = np.asarray(exit_layers)[runs.exits_KBN]
+        # A token's deep layers run once some later token goes deep: the running maximum from the right.
+        computed_KBN = np.maximum.accumulate(layers_KBN[:, :, ::-1], axis=2)
+        return Outcome(
+            loss.of_rules(runs.tokens_KBN, reference_BN),
+            layers_KBN.mean(axis=2).T,
+            computed_KBN.mean(axis=2).T,
+        )
 
-    # Rule 0 of a run is the full model, and so is "never exit".
-    column = 0 if result.selected is None else result.selected + 1
-    trained_on = (loaded.metadata.get("split_hashes") or {}).get("train")
-    return Certificate(
-        delta=config.delta,
-        epsilon=config.epsilon,
-        procedure=config.procedure,
-        p_value=config.p_value,
-        candidates=_candidates(config, risk_BK, result, runs, exit_layers),
-        selected=result.selected,
-        exit_layers=exit_layers,
-        thresholds=rule.thresholds,
-        measure=config.measure,
-        decay=config.decay,
-        horizon=rule.horizon,
-        kv_policy=config.kv_policy,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        prompt_length=config.prompt_length,
-        continuation_length=config.continuation_length,
-        calibration=_measured(runs, column, exit_layers, split_hashes["calibration"]),
-        test=_measured(test_runs, 1, exit_layers, split_hashes["test"]),
-        # Only data split as it was in training is known not to hold documents the model was trained on.
-        train_sha256=trained_on if trained_on == split_hashes.get("train") else None,
-        weights_sha256=loaded.weights_sha256,
-        tokenizer_sha256=tokenizer_sha256(loaded.tokenizer_json),
-    )
+    return certify(loaded, config, run, split_hashes=split_hashes)
 
 
 def _check_prompts(
     prompts: ArrayLike | Sequence[Sequence[int]], config: CalibrationConfig, split: str
-) -> list[list[int]]:
-    if config.prompt_length is None:
-        return [list(prompt) for prompt in cast(Sequence[Sequence[int]], prompts)]
-    tokens_BP = np.ascontiguousarray(prompts, np.int64)
-    if tokens_BP.ndim != 2 or not len(tokens_BP) or tokens_BP.shape[1] != config.prompt_length:
+) -> tuple[list[list[int]], Ints | None]:
+    """Prompts, and the references that follow them if there are any."""
+    length, reference = config.prompt_length, config.reference_length
+    if length is None:
+        return [list(prompt) for prompt in cast(Sequence[Sequence[int]], prompts)], None
+    tokens_BT = np.ascontiguousarray(prompts, np.int64)
+    if tokens_BT.ndim != 2 or not len(tokens_BT) or tokens_BT.shape[1] != length + reference:
         raise UserError(
-            f"the {split} prompts have shape {tokens_BP.shape}; expected (sequences, {config.prompt_length})"
+            f"the {split} prompts have shape {tokens_BT.shape}; expected (sequences, {length + reference})"
         )
-    tokens: list[list[int]] = tokens_BP.tolist()
-    return tokens
-
-
-def _shared_rule(threshold: float | None, config: CalibrationConfig, exits: int) -> ExitRule:
-    return ExitRule(
-        measure=config.measure,
-        thresholds=(threshold,) * (exits - 1),
-        decay=config.decay,
-        horizon=config.continuation_length,
-    )
-
-
-def _run(
-    model: Transformer,
-    prompts: list[list[int]],
-    rules: list[ExitRule],
-    config: CalibrationConfig,
-    progress: Progress | None,
-    stage: str,
-) -> Continuations:
-    """What the full model and then each rule generate."""
-    return generate_with_exits(
-        model,
-        prompts,
-        config.continuation_length,
-        [ExitRule(measure=config.measure), *rules],
-        batch_size=config.batch_size,
-        progress=None if progress is None else partial(progress, stage),
-    )
-
-
-def _candidates(
-    config: CalibrationConfig,
-    risk_BK: Floats,
-    result: LttResult,
-    runs: Continuations,
-    exit_layers: Sequence[int],
-) -> tuple[Candidate, ...]:
-    layers_K = np.asarray(exit_layers)[runs.exits_KBN[1:]].mean(axis=(1, 2))
-    columns = zip(
-        config.thresholds, risk_BK.mean(axis=0), result.p_values, result.rejected, layers_K, strict=True
-    )
-    return tuple(
-        Candidate(
-            threshold=float(threshold),
-            risk=float(risk),
-            p_value=float(p_value),
-            certified=bool(rejected),
-            layers_per_token=float(layers),
-        )
-        for threshold, risk, p_value, rejected, layers in columns
-    )
-
-
-def _measured(runs: Continuations, k: int, exit_layers: Sequence[int], split_sha256: str) -> Measured:
-    layers_BN = np.asarray(exit_layers)[runs.exits_KBN[k]]
-    # A token's deep layers run once some later token goes deep: the running maximum from the right.
-    computed_BN = np.maximum.accumulate(layers_BN[:, ::-1], axis=1)
-    return Measured(
-        split_sha256=split_sha256,
-        sequences=len(layers_BN),
-        risk=float(token_disagreement(runs.tokens_KBN)[:, k].mean()),
-        layers_per_token=float(layers_BN.mean()),
-        computed_layers_per_token=float(computed_BN.mean()),
-    )
+    tokens: list[list[int]] = tokens_BT[:, :length].tolist()
+    return tokens, tokens_BT[:, length:] if reference else None

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from lit_eff.files import atomic_path
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import loss_name
 
 
 class Writer(Protocol):
@@ -26,8 +27,8 @@ def markdown(certificate: Certificate) -> str:
         certificate.sentence(),
         "",
         f"Early exits after layers {', '.join(map(str, certificate.exit_layers[:-1]))} of {layers}; "
-        f"confidence `{certificate.measure}`; {_schedule(certificate)}; KV policy `{certificate.kv_policy}`; "
-        f"{certificate.dtype}. All figures are measured.",
+        f"confidence `{certificate.measure}`; {_schedule(certificate)}; "
+        f"KV policy `{certificate.kv_policy or 'none'}`; {certificate.dtype}. All figures are measured.",
         "",
         "| split | sequences | risk | layers launched per token | layers computed per token |",
         "| --- | --- | --- | --- | --- |",
@@ -78,7 +79,9 @@ def figure(certificate: Certificate) -> Any:
     left.plot(thresholds, [one.risk for one in certificate.candidates], marker=".", label="calibration risk")
     left.axhline(certificate.delta, color="tab:red", linestyle="--", label=f"delta {certificate.delta:g}")
     left.set(
-        xlabel="exit threshold (bolder to the right)", ylabel="risk: share of tokens changed", ylim=(0, None)
+        xlabel="exit threshold (bolder to the right)",
+        ylabel=f"risk: {loss_name(certificate)}",
+        ylim=(0, None),
     )
     layers = [one.layers_per_token for one in certificate.candidates]
     right.plot(thresholds, layers, marker=".", label="calibration layers")

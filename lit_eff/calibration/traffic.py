@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lit_eff.calibration.certify import Progress
 from lit_eff.calibration.config import CalibrationConfig
-from lit_eff.calibration.job import Progress, calibrate
+from lit_eff.calibration.job import calibrate
 from lit_eff.calibration.ltt import sequences_needed
 from lit_eff.errors import UserError
 from lit_eff.files import sha256_bytes
@@ -55,8 +56,15 @@ def recalibrate(
         most: sequences to calibrate on, and half as many to test on, where there are more.
 
     Raises:
-        UserError: for too few prompts, with the number needed.
+        UserError: for too few prompts, with the number needed; for a certificate of a classifier, or of risk
+            consistency, whose reference a log does not hold.
     """
+    certificate.check_writes()
+    if certificate.certifies == "risk_consistency":
+        raise UserError(
+            "the certificate is of risk consistency, and a log holds no references; calibrate the checkpoint "
+            "on documents instead"
+        )
     calibration, test = split_prompts(prompts)
     needed = sequences_needed(
         certificate.delta,
@@ -75,6 +83,8 @@ def recalibrate(
         )
     calibration, test = calibration[:most], test[: max(1, most // 2)]
     config = CalibrationConfig(
+        risk=certificate.certifies,
+        metric=certificate.metric,
         delta=certificate.delta,
         epsilon=certificate.epsilon,
         sequences=len(calibration),
@@ -84,7 +94,6 @@ def recalibrate(
         thresholds=tuple(candidate.threshold for candidate in certificate.candidates),
         measure=certificate.measure,
         decay=certificate.decay,
-        kv_policy=certificate.kv_policy,
         p_value=certificate.p_value,
         procedure=certificate.procedure,
     )

@@ -7,11 +7,30 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lit_eff.errors import UserError, nearest
+from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.metrics import METRICS
 
 UNCERTIFIED_HELP = (
     "exit thresholds set by hand, without any guarantee, for mode certified: "
     "0.8 for every exit, or one per exit as in never,0.8,0.6"
 )
+METRIC_HELP = "the certificate's metric, where it is a function of your own: naming it lets its code run"
+
+
+def check_metric(certificate: Certificate, named: str | None) -> None:
+    """A bundle may come from anyone: a function it names is imported only where its user names it too.
+
+    Raises:
+        UserError: for a function that ``--metric`` does not name, or any other name there.
+    """
+    metric = certificate.metric
+    if metric not in METRICS and named is None:
+        raise UserError(
+            f"the certificate's metric is the function {metric}; if that is code you trust, allow it with "
+            f"--metric {metric}"
+        )
+    if named not in (None, metric):
+        raise UserError(f"--metric is {named!r}, and the certificate's metric is {metric!r}")
 
 
 class Parser(argparse.ArgumentParser):

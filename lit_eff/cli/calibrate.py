@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from lit_eff.calibration import job
+from lit_eff.calibration.certify import Progress as Report
+from lit_eff.calibration.certify import check_sequences
 from lit_eff.cli.arguments import Parser
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 
 if TYPE_CHECKING:
+    from lit_eff.calibration.config import CalibrationConfig
     from lit_eff.cli.compose import Recipe
+    from lit_eff.data import ClassificationData, LanguageModelData
+    from lit_eff.models.checkpoint import LoadedCheckpoint
 
 CERTIFICATE = "exits.json"
 
@@ -76,32 +81,25 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
 
     from lit_eff.calibration.report import write_markdown, write_tensorboard
     from lit_eff.cli.lightning import instantiate_data, typed_section
-    from lit_eff.data import LanguageModelData
+    from lit_eff.data import ClassificationData, LanguageModelData
     from lit_eff.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(ckpt_path)
     config = typed_section(recipe, "calibration")
-    job.check_sequences(config, config.sequences)  # before any time is spent
+    check_sequences(config, config.sequences)  # before any time is spent
     data = instantiate_data(recipe)
-    if not isinstance(data, LanguageModelData):
+    wanted = ClassificationData if loaded.model.config.labels else LanguageModelData
+    if not isinstance(data, wanted):
         raise UserError(
-            f"calibrate needs text data (LanguageModelData); the recipe has {type(data).__name__}"
+            f"calibrating this checkpoint needs {wanted.__name__}; the recipe has {type(data).__name__}"
         )
     if data.tokenizer_json != loaded.tokenizer_json:
         raise UserError("the recipe's data makes another tokenizer than the checkpoint was trained with")
-    length = config.prompt_length
-    if length is None:
-        raise UserError("calibration.prompt_length is null; expected how many tokens begin each document")
-    prompts = job.take_prompts(
-        data.documents("calibration"), split="calibration", count=config.sequences, length=length
-    )
-    held_out = job.take_prompts(
-        data.documents("test"), split="test", count=config.test_sequences, length=length, exclude=prompts
-    )
     with bars() as progress:
-        certificate = job.calibrate(
-            loaded, prompts, held_out, config, split_hashes=data.split_hashes, progress=progress
-        )
+        if isinstance(data, ClassificationData):
+            certificate = _classifier(loaded, data, config, progress)
+        else:
+            certificate = _language_model(loaded, data, config, progress)
     if certificate.train_sha256 is None:
         Console(stderr=True).print(
             "[yellow]warning:[/] this data is not split as it was in training, so the model may have been "
@@ -115,12 +113,48 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
     return certificate
 
 
+def _language_model(
+    loaded: LoadedCheckpoint, data: LanguageModelData, config: CalibrationConfig, progress: Report
+) -> Certificate:
+    from lit_eff.calibration.job import calibrate, take_prompts
+
+    if config.prompt_length is None:
+        raise UserError("calibration.prompt_length is null; expected how many tokens begin each document")
+    take = partial(take_prompts, length=config.prompt_length, reference=config.reference_length)
+    prompts = take(data.documents("calibration"), split="calibration", count=config.sequences)
+    held_out = take(data.documents("test"), split="test", count=config.test_sequences, exclude=prompts)
+    return calibrate(loaded, prompts, held_out, config, split_hashes=data.split_hashes, progress=progress)
+
+
+def _classifier(
+    loaded: LoadedCheckpoint, data: ClassificationData, config: CalibrationConfig, progress: Report
+) -> Certificate:
+    from lit_eff.calibration.classifier import Batch, calibrate_classifier
+
+    def batches(split: str, count: int) -> list[Batch]:
+        examples = data.examples(split, shuffle=False)
+        if len(examples) < count:
+            raise UserError(
+                f"the {split} split has {len(examples)} documents; {count} are asked for; lower "
+                "calibration.sequences or calibration.test_sequences, or raise the split's share in "
+                f"data.splits.{split}"
+            )
+        wanted = [(0, index) for index in range(count)]
+        starts = range(0, count, config.batch_size)
+        return [examples.batch(wanted[start : start + config.batch_size]) for start in starts]
+
+    calibration, test = batches("calibration", config.sequences), batches("test", config.test_sequences)
+    return calibrate_classifier(
+        loaded, calibration, test, config, split_hashes=data.split_hashes, progress=progress
+    )
+
+
 def _run_folder(ckpt_path: Path) -> Path:
     return ckpt_path.parent.parent if ckpt_path.parent.name == "checkpoints" else ckpt_path.parent
 
 
 @contextmanager
-def bars() -> Iterator[job.Progress]:
+def bars() -> Iterator[Report]:
     """Progress bars on standard error, one for each stage of a calibration."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from lit_eff.calibration.report import markdown
 from lit_eff.calibration.traffic import recalibrate
-from lit_eff.cli.arguments import Parser
+from lit_eff.cli.arguments import METRIC_HELP, Parser, check_metric
 from lit_eff.cli.calibrate import bars
 from lit_eff.errors import UserError
 from lit_eff.export.torch_format import load_model
@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
     old, manifest = bundle.certificate, bundle.manifest
     if old is None:
         raise UserError(f"bundle {bundle.path} has no certificate to update; calibrate its checkpoint first")
+    old.check_writes()
+    check_metric(old, options.metric)
     if bundle.tokenizer_json is None:
         raise UserError(f"bundle {bundle.path} holds no tokenizer, so it cannot read prompts")
     model = load_model(bundle)
@@ -58,5 +60,6 @@ def _parser() -> Parser:
     add("--output", type=Path, metavar="DIR", help="the new bundle; default: the old one is replaced")
     most = "calibrate on so many prompts at most, and test on half as many (%(default)s)"
     add("--sequences", type=int, default=1000, metavar="N", help=most)
+    add("--metric", metavar="FUNCTION", help=METRIC_HELP)
     add("--json", action="store_true", help="print the certificate as JSON")
     return parser

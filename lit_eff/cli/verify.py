@@ -14,11 +14,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from lit_eff.cli.arguments import Parser
+from lit_eff.cli.arguments import METRIC_HELP, Parser, check_metric
 from lit_eff.errors import UserError
 from lit_eff.runtime.audit import Audit, audit
 from lit_eff.runtime.bundle import Bundle, open_bundle
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.metrics import TOKEN_METRICS, Metric
 from lit_eff.runtime.prompts import Prompt, certified_prompts, read_prompts
 
 SOURCE = "measured: every prompt continued with exits and in full, by the bundle's own graphs"
@@ -37,10 +38,12 @@ def main(argv: list[str]) -> int:
     certificate = bundle.certificate
     if certificate is None:
         raise UserError(f"bundle {bundle.path} has no certificate to verify; `lit-eff calibrate` writes one")
+    certificate.check_writes()
+    metric = _metric(options.metric, bundle, certificate)
     prompts = _prompts(options, bundle, certificate)
     runner = bundle.runner(threads=options.threads)
     bar = track(prompts, "Verifying", console=Console(stderr=True), transient=True)
-    result = audit(runner, certificate, bar, alpha=options.alpha)
+    result = audit(runner, certificate, bar, alpha=options.alpha, metric=metric)
     if options.json:
         print(json.dumps(_report(bundle, certificate, result, options.alpha), indent=2))
     else:
@@ -60,24 +63,38 @@ def _parser() -> Parser:
     add("--config", metavar="RECIPE", help="verify on the test split of this recipe's data instead")
     add("--sequences", type=int, metavar="N", help="a random sample of so many; default: all there are")
     add("--alpha", type=float, default=0.05, help="probability of refuting a true guarantee (%(default)s)")
+    add("--metric", metavar="FUNCTION", help=METRIC_HELP)
     add("--threads", type=int, metavar="N", help="of the engine; default: one per core")
     add("--json", action="store_true", help="print the report as JSON")
     return parser
 
 
+def _metric(named: str | None, bundle: Bundle, certificate: Certificate) -> Metric:
+    check_metric(certificate, named)
+    if certificate.metric in TOKEN_METRICS:
+        return TOKEN_METRICS[certificate.metric]
+    from lit_eff.calibration.text_metrics import find_metric  # SciPy and torchmetrics: the training install
+
+    return find_metric(certificate.metric, bundle.tokenizer_json)
+
+
 def _prompts(options: argparse.Namespace, bundle: Bundle, certificate: Certificate) -> list[Prompt]:
     """Distinct prompts in a random order: a file may be sorted, and the test takes one after the other."""
     source = options.data or options.config
-    longest = bundle.manifest.model["context"] - certificate.continuation_length
+    context, steps = bundle.manifest.model["context"], certificate.continuation_length
+    length, longest = certificate.prompt_length, context - steps
+    if certificate.certifies == "risk_consistency":  # the reference follows the prompt
+        assert length is not None
+        length, longest = length + steps, context
     if options.data is None:
         found = _of_recipe(options.config, bundle, certificate)
     else:
         found = _of_file(options.data, bundle)
-    prompts = certified_prompts(found, length=certificate.prompt_length, longest=longest)
+    prompts = certified_prompts(found, length=length, longest=longest)
     if not prompts:
         raise UserError(
             f"{source} holds no prompt to verify on: the certificate needs at least "
-            f"{certificate.prompt_length} tokens a prompt, and at most {longest}"
+            f"{length} tokens a prompt, and at most {longest}"
         )
     order = np.random.default_rng(0).permutation(len(prompts))
     return [prompts[i] for i in order[: options.sequences]]

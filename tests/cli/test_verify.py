@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lit_eff.calibration.text_metrics import find_metric
 from lit_eff.cli.main import main
 from lit_eff.runtime.audit import audit
 from lit_eff.runtime.bundle import open_bundle, replace_certificate
@@ -94,6 +95,65 @@ def test_confirmed_and_open(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (code, report["verdict"], report["risk"]) == (0, "confirmed", 0.0)
     code, report = verify(capsys, "--bundle", str(folder / "bundle"), *data, "--sequences", "1")
     assert (code, report["verdict"], report["sequences"]) == (0, "open", 1)
+
+
+def letters_lost(one: str, other: str) -> float:
+    return float(len(set(one) ^ set(other)) > 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"metric": "edit_distance"}, []),
+        ({"metric": "chrf"}, []),
+        ({"metric": f"{__name__}:letters_lost"}, ["--metric", f"{__name__}:letters_lost"]),
+        ({"certifies": "risk_consistency", "metric": "exact_match", "continuation_length": 2}, []),
+    ],
+)
+def test_any_risk_is_measured_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: list[str]
+) -> None:
+    bundle = with_certificate(folder, "other", **changes)
+    _, report = verify(capsys, "--bundle", bundle, "--data", str(folder / "text.txt"), *words)
+    opened = open_bundle(bundle)
+    runner, certificate = opened.runner(threads=1), opened.certificate
+    assert certificate is not None
+    steps = certificate.continuation_length
+    metric = find_metric(certificate.metric, opened.tokenizer_json)
+    of_reference = certificate.certifies == "risk_consistency"
+    length = 4 + steps * of_reference
+    lines = (folder / "text.txt").read_text().split("\n")
+    rows = {tuple(byte_tokenizer().encode(line).ids[:length]) for line in lines}
+    losses = []
+    for row in (row for row in rows if len(row) == length):
+        full, early = (
+            [
+                one.tokens[0]
+                for one in generate(
+                    runner,
+                    GenerateRequest(row[:4], steps, mode, exit_rule=certificate.exit_rule()),  # type: ignore[arg-type]
+                )
+            ]
+            for mode in ("autoregressive", "certified")
+        )
+        reference = row[4:]
+        lost = metric(early, reference) - metric(full, reference) if of_reference else metric(early, full)
+        losses.append(max(0.0, lost))
+    assert report["sequences"] == len(losses)
+    assert report["risk"] == pytest.approx(np.mean(losses))
+    assert of_reference or 0 < report["risk"] <= 1
+
+
+def test_a_bundles_function_runs_only_where_it_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = with_certificate(folder, "foreign", metric="builtins:len")
+    words = ["verify", "--bundle", bundle, "--data", str(folder / "text.txt")]
+    assert main(words) == 2
+    assert "allow it with --metric builtins:len" in capsys.readouterr().err
+    assert main([*words, "--metric", "my.code:loss"]) == 2
+    error = capsys.readouterr().err
+    assert "--metric is 'my.code:loss', and the certificate's metric is 'builtins:len'" in error
 
 
 def test_a_log_of_tokens_and_whole_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,147 @@
+"""The calibrate job of a classifier: every exit's prediction computed once, then any number of thresholds.
+
+One prediction a sequence, so the loss of a sequence is 0 or 1, and the exit it leaves at follows from the
+confidences alone: the first whose confidence reaches its threshold, or the last.
+
+Shapes: B sequences, E exits, K exit rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences
+from lit_eff.calibration.config import CLASSIFIER_RISKS, CalibrationConfig
+from lit_eff.decoding.confidence import confidence
+from lit_eff.errors import UserError
+from lit_eff.models.checkpoint import LoadedCheckpoint
+from lit_eff.models.transformer import Transformer
+from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.exit_rule import ExitRule, Measure
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What every exit makes of every sequence.
+
+    Attributes:
+        labels_BE: predicted classes, int64; the last exit is the full model.
+        confidence_BE: float32, in [0, 1].
+        truth_B: the true classes, int64.
+    """
+
+    labels_BE: NDArray[np.int64]
+    confidence_BE: NDArray[np.float32]
+    truth_B: NDArray[np.int64]
+
+
+@torch.inference_mode()
+def predict(
+    model: Transformer,
+    batches: Sequence[Batch],
+    measure: Measure,
+    progress: Progress | None = None,
+    stage: str = "",
+) -> Predictions:
+    """Run all layers and heads once. The model is put into eval mode and stays there.
+
+    Args:
+        batches: ``tokens_BT``, ``documents_BT`` (-1 padding) and ``labels_B``, int64.
+
+    Raises:
+        UserError: for a model that yields NaN.
+    """
+    model.eval()
+    labels, certain, truth = [], [], []
+    done, total = 0, sum(len(batch["labels_B"]) for batch in batches)
+    for batch in batches:
+        tokens_BT, documents_BT = (batch[name].to(model.device) for name in ("tokens_BT", "documents_BT"))
+        states = model(tokens_BT, documents_BT=documents_BT)
+        heads = [model.logits(state, e, documents_BT=documents_BT) for e, state in enumerate(states)]
+        logits_EBV = torch.stack(heads)
+        if not logits_EBV.isfinite().all():
+            raise UserError("the model yields logits that are not finite; was its training stable?")
+        labels.append(logits_EBV.argmax(dim=-1).T.cpu())
+        certain.append(torch.stack([confidence(logits_BV, measure) for logits_BV in logits_EBV], dim=1).cpu())
+        truth.append(batch["labels_B"])
+        done += len(truth[-1])
+        if progress is not None:
+            progress(stage, done, total)
+    return Predictions(*(torch.cat(parts).numpy() for parts in (labels, certain, truth)))
+
+
+def calibrate_classifier(
+    loaded: LoadedCheckpoint,
+    calibration: Sequence[Batch],
+    test: Sequence[Batch],
+    config: CalibrationConfig,
+    *,
+    split_hashes: Mapping[str, str],
+    progress: Progress | None = None,
+) -> Certificate:
+    """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
+
+    Args:
+        calibration, test: labelled sequences in batches, as :func:`predict` takes them; each sequence is an
+            independent draw, and no document is in both.
+        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
+
+    Returns:
+        The certificate. ``selected`` is ``None``, and its rule never exits, where nothing could be certified.
+
+    Raises:
+        UserError: too few sequences (with the number needed), splits that are not disjoint, a risk of
+            language models, or a model that is no classifier or has no early exits.
+    """
+    model, exit_layers = loaded.model, loaded.model.config.exit_layers
+    if not model.config.labels:
+        raise UserError("this checkpoint is no classifier: model.labels is 0")
+    if not config.classifies:
+        raise UserError(
+            f"calibration.risk is {config.risk!r}, and this checkpoint is a classifier; "
+            f"use {' or '.join(CLASSIFIER_RISKS)}"
+        )
+    if len(exit_layers) == 1:
+        raise UserError("this model has no early exits to calibrate; train it with exits.layers set")
+    if split_hashes["calibration"] == split_hashes["test"]:
+        raise UserError("the calibration and test splits are the same; take two splits of one corpus")
+    check_sequences(config, sum(len(batch["labels_B"]) for batch in calibration))
+    splits = {"calibration": calibration, "test": test}
+
+    def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
+        predictions = predict(model, splits[split], config.measure, progress, split)
+        exits_BK = leave(predictions, [ExitRule(measure=config.measure), *rules])
+        layers_BK = np.asarray(exit_layers, np.float64)[exits_BK]
+        return Outcome(losses(predictions, exits_BK, config.risk), layers_BK, layers_BK)
+
+    # A sequence is read whole, and its label is all that comes out.
+    config = replace(config, prompt_length=None, continuation_length=1)
+    return certify(loaded, config, run, split_hashes=split_hashes)
+
+
+def leave(predictions: Predictions, rules: Sequence[ExitRule]) -> NDArray[np.int64]:
+    """The exit index each sequence leaves at under each rule, int64 ``(B, K)``."""
+    exits = predictions.labels_BE.shape[1]
+    exits_BK = np.full((len(predictions.labels_BE), len(rules)), exits - 1, np.int64)
+    for k, rule in enumerate(rules):
+        for e in reversed(range(exits - 1)):
+            exits_BK[rule.should_exit(e, predictions.confidence_BE[:, e], 0), k] = e
+    return exits_BK
+
+
+def losses(predictions: Predictions, exits_BK: NDArray[np.int64], risk: str) -> NDArray[np.float64]:
+    """0 or 1, float64 ``(B, K)``: not the full model's label or, for ``error``, wrong where that is right."""
+    early_BK = np.take_along_axis(predictions.labels_BE, exits_BK, axis=1)
+    full_B1, truth_B1 = predictions.labels_BE[:, -1:], predictions.truth_B[:, None]
+    lost_BK = early_BK != full_B1
+    if risk == "error":
+        lost_BK &= full_B1 == truth_B1
+    return np.asarray(lost_BK, np.float64)
