@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_eff.cli.compose import compose, packaged_recipes
+from lit_eff.calibration.certify import check_sequences
+from lit_eff.cli.compose import GROUPS, compose, packaged_recipes
 from lit_eff.cli.lightning import LitEffCLI, lightning_cli, typed_section
 from lit_eff.models.checkpoint import load_checkpoint
 from lit_eff.models.transformer import Transformer
@@ -150,6 +151,17 @@ def test_the_classifier_is_an_encoder_with_a_class_each_exit() -> None:
     assert isinstance(cli.model, LitClassifier)
     assert not cli.model.config.causal
     assert cli.model.config.labels == 2
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in (GROUPS / "calibration").glob("*.yaml")))
+def test_a_calibration_suits_its_task_and_can_certify(choice: str) -> None:
+    name = "movie_sentiment" if choice == "labels" else "quickstart"
+    cli = typed(name, f"calibration={choice}")
+    config = typed_section(cli.recipe, "calibration")
+    check_sequences(config, config.sequences)
+    assert config.classifies == bool(cli.model.config.labels)
+    if not config.classifies:
+        assert config.prompt_length + config.continuation_length <= cli.model.config.context
 
 
 def test_gpt2_small_compiles_its_blocks_in_bf16_and_rotates_its_exits() -> None:
