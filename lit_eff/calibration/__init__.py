@@ -1,8 +1,8 @@
-"""Exit thresholds with a guarantee: p-values and procedures (torch-free), and the job that runs them.
+"""Exit thresholds with a guarantee: p-values and procedures (torch-free), and the jobs that run them.
 
 Where to start reading: :mod:`ltt` (Learn then Test), then :mod:`paths` (vectors of thresholds);
-:mod:`p_values` and :mod:`procedures` are what both stand on. :mod:`job`, which needs torch, is imported by
-itself.
+:mod:`p_values` and :mod:`procedures` are what both stand on. :mod:`job` (language models) and
+:mod:`classifier`, which need torch, are imported by themselves; what they share is in :mod:`certify`.
 """
 
 from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences, sequences_needed

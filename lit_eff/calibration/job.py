@@ -24,6 +24,7 @@ from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.exit_rule import ExitRule
+from lit_eff.runtime.metrics import TOKEN_METRICS
 from lit_eff.runtime.risk import SequenceLoss
 
 Ints = NDArray[np.int64]
@@ -120,10 +121,14 @@ def calibrate(
             progress=None if progress is None else partial(progress, split),
         )
         layers_KBN = np.asarray(exit_layers)[runs.exits_KBN]
+        # Comparing tokens takes no time worth a bar; comparing texts may take longer than writing them.
+        comparing = None
+        if progress is not None and config.metric not in TOKEN_METRICS:
+            comparing = partial(progress, f"{split} {config.metric}")
         # A token's deep layers run once some later token goes deep: the running maximum from the right.
         computed_KBN = np.maximum.accumulate(layers_KBN[:, :, ::-1], axis=2)
         return Outcome(
-            loss.of_rules(runs.tokens_KBN, reference_BN),
+            loss.of_rules(runs.tokens_KBN, reference_BN, comparing),
             layers_KBN.mean(axis=2).T,
             computed_KBN.mean(axis=2).T,
         )

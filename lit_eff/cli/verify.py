@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lit_eff.cli.arguments import METRIC_HELP, Parser, check_metric
-from lit_eff.errors import UserError
+from lit_eff.errors import UserError, require
 from lit_eff.runtime.audit import Audit, audit
 from lit_eff.runtime.bundle import Bundle, open_bundle
 from lit_eff.runtime.certificate import Certificate
@@ -73,7 +73,8 @@ def _metric(named: str | None, bundle: Bundle, certificate: Certificate) -> Metr
     check_metric(certificate, named)
     if certificate.metric in TOKEN_METRICS:
         return TOKEN_METRICS[certificate.metric]
-    from lit_eff.calibration.text_metrics import find_metric  # SciPy and torchmetrics: the training install
+    require("scipy", "train")  # which lit_eff.calibration stands on
+    from lit_eff.calibration.text_metrics import find_metric
 
     return find_metric(certificate.metric, bundle.tokenizer_json)
 

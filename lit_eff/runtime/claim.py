@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 DIFFERENCES = {
     "token_disagreement": "share of differing tokens",
     "exact_match": "share of continuations that differ",
-    "edit_distance": "edit distance of tokens over their number",
+    "edit_distance": "normalised token edit distance",
     "rouge_l": "1 - ROUGE-L",
     "chrf": "1 - chrF",
     "bleu": "1 - BLEU",

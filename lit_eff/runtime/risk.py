@@ -8,7 +8,7 @@ Shapes: B sequences, K exit rules, N continuation tokens.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +50,16 @@ class SequenceLoss:
         return max(0.0, self.metric(early, reference) - self.metric(full, reference))
 
     def of_rules(
-        self, tokens_KBN: NDArray[np.int64], reference_BN: NDArray[np.int64] | None = None
+        self,
+        tokens_KBN: NDArray[np.int64],
+        reference_BN: NDArray[np.int64] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float64]:
-        """Of each sequence under each rule, float64 ``(B, K)``; rule 0 is the full model."""
+        """Of each sequence under each rule, float64 ``(B, K)``; rule 0 is the full model.
+
+        Args:
+            progress: called with (sequences done, sequences in all).
+        """
         rules, sequences, _ = tokens_KBN.shape
         losses_BK = np.empty((sequences, rules))
         for b in range(sequences):
@@ -61,6 +68,8 @@ class SequenceLoss:
             # Many rules write the same text, and a metric of text takes a millisecond.
             of_text = {text: self(text, texts[0], reference) for text in dict.fromkeys(texts)}
             losses_BK[b] = [of_text[text] for text in texts]
+            if progress is not None:
+                progress(b + 1, sequences)
         return losses_BK
 
 

@@ -112,6 +112,18 @@ def test_never_exiting_loses_nothing_of_a_reference() -> None:
     assert (certificate.calibration.risk, certificate.test.risk) == (0.0, 0.0)
 
 
+def test_comparing_texts_tells_its_progress() -> None:
+    seen: list[tuple[str, int, int]] = []
+    splits = documents(30, 0)[:, :PROMPT], documents(10, 1)[:, :PROMPT]
+    config = replace(CONFIG, metric="rouge_l")
+    calibrate(LOADED, *splits, config, split_hashes=HASHES, progress=lambda *event: seen.append(event))
+    stages = ("calibration", "calibration rouge_l", "test", "test rouge_l")
+    assert list(dict.fromkeys(stage for stage, *_ in seen)) == list(stages)
+    assert {stage: counts for stage, *counts in seen} == dict(
+        zip(stages, [[30, 30], [30, 30], [10, 10], [10, 10]], strict=True)
+    )
+
+
 def test_references_follow_their_prompts() -> None:
     rows = [np.arange(6), np.arange(9), np.arange(20, 29), np.r_[np.arange(4), np.arange(40, 49)]]
     taken = take_prompts(rows, split="test", count=2, length=4, reference=3)

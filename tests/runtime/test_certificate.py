@@ -112,7 +112,7 @@ CLASSIFIER = {"metric": "zero_one", "kv_policy": None, "prompt_length": None, "c
         (
             {"certifies": "risk_consistency", "metric": "edit_distance"},
             [
-                "raises the edit distance",
+                "raises the normalised token edit distance",
                 "document's own",
                 "0.25 over the full model's",
                 "raised it by 0.2100",

@@ -69,7 +69,7 @@ def test_sentences() -> None:
     ("changes", "part"),
     [
         ({"metric": "exact_match"}, "their share of continuations that differ was 25.00%"),
-        ({"metric": "edit_distance"}, "their edit distance of tokens over their number was 25.00%"),
+        ({"metric": "edit_distance"}, "their normalised token edit distance was 25.00%"),
         ({"metric": "bleu"}, "The risk cannot be watched here: the metric bleu is of text"),
         ({"metric": "my.code:loss"}, "cannot be watched here: the metric my.code:loss"),
         ({"certifies": "risk_consistency"}, "cannot be watched here: risk consistency needs a reference"),
