@@ -56,7 +56,7 @@ def _parts(certificate: Certificate) -> tuple[str, str, str]:
     if certificate.certifies == "disagreement":
         return "change", f"on average {share} of the labels from the full model's", f"changed {tested}"
     if certificate.certifies == "error":
-        promise = f"on average {share} of the labels wrong that the full model gets right"
+        promise = f"on average {share} of all labels wrong that the full model gets right"
         return "get", promise, f"got {tested} so"
     prompt = "logged" if certificate.prompt_length is None else f"{certificate.prompt_length}-token"
     tokens = f"the {certificate.continuation_length} tokens after a {prompt} prompt"
