@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
+from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.decoding.batched import Continuations, generate_with_exits
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
@@ -198,8 +199,11 @@ def _candidates(
     exit_layers: Sequence[int],
 ) -> tuple[Candidate, ...]:
     layers_K = np.asarray(exit_layers)[runs.exits_KBN[1:]].mean(axis=(1, 2))
+    low_K, high_K = risk_interval(risk_BK, level=config.epsilon, p_value=config.p_value)
     columns = zip(
-        config.thresholds, risk_BK.mean(axis=0), result.p_values, result.rejected, layers_K, strict=True
+        *(config.thresholds, risk_BK.mean(axis=0), result.p_values, result.rejected, layers_K),
+        *(low_K.tolist(), high_K.tolist()),
+        strict=True,
     )
     return tuple(
         Candidate(
@@ -208,8 +212,9 @@ def _candidates(
             p_value=float(p_value),
             certified=bool(rejected),
             layers_per_token=float(layers),
+            risk_interval=(low, high),
         )
-        for threshold, risk, p_value, rejected, layers in columns
+        for threshold, risk, p_value, rejected, layers, low, high in columns
     )
 
 
@@ -223,4 +228,7 @@ def _measured(runs: Continuations, k: int, exit_layers: Sequence[int], split_sha
         risk=float(token_disagreement(runs.tokens_KBN)[:, k].mean()),
         layers_per_token=float(layers_BN.mean()),
         computed_layers_per_token=float(computed_BN.mean()),
+        exit_shares=tuple(
+            (runs.exits_KBN[k].ravel() == np.arange(len(exit_layers))[:, None]).mean(axis=1).tolist()
+        ),
     )

@@ -74,7 +74,7 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    from lit_eff.calibration.report import write_markdown, write_tensorboard
+    from lit_eff.calibration.report import write_report, write_tensorboard
     from lit_eff.cli.lightning import instantiate_data, typed_section
     from lit_eff.data import LanguageModelData
     from lit_eff.models.checkpoint import load_checkpoint
@@ -108,7 +108,7 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
             "trained on calibration documents; the guarantee then does not extend to unseen text"
         )
     certificate.save(output)
-    write_markdown(certificate, output.with_suffix(".md"))
+    write_report(certificate, output.with_suffix(".md"))
     writer = SummaryWriter(_run_folder(ckpt_path))
     write_tensorboard(certificate, writer)
     writer.close()
