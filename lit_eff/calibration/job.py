@@ -18,11 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
+from lit_eff.calibration.resume import WorkFolder, digest_of
 from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.decoding.batched import Continuations, generate_with_exits
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
-from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.risk import token_disagreement
@@ -78,6 +78,7 @@ def calibrate(
     *,
     split_hashes: Mapping[str, str],
     progress: Progress | None = None,
+    work: WorkFolder | None = None,
 ) -> Certificate:
     """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
 
@@ -85,6 +86,7 @@ def calibrate(
         calibration_prompts, test_prompts: token ids ``(B, config.prompt_length)``, from disjoint documents;
             lists of token ids of any length where ``config.prompt_length`` is ``None``.
         split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
+        work: where generated batches are kept, and found by a calibration that was interrupted.
 
     Returns:
         The certificate. ``selected`` is ``None``, and its rule never exits, where nothing could be certified.
@@ -108,7 +110,7 @@ def calibrate(
         )
 
     rules = [_shared_rule(threshold, config, len(exit_layers)) for threshold in config.thresholds]
-    runs = _run(model, prompts, rules, config, progress, "calibration")
+    runs = _run(loaded, prompts, rules, config, progress, work, "calibration")
     risk_BK = token_disagreement(runs.tokens_KBN)[:, 1:]
     result = learn_then_test(
         risk_BK,
@@ -119,7 +121,7 @@ def calibrate(
     )
     selected = None if result.selected is None else config.thresholds[result.selected]
     rule = _shared_rule(selected, config, len(exit_layers))
-    test_runs = _run(model, held_out, [rule], config, progress, "test")
+    test_runs = _run(loaded, held_out, [rule], config, progress, work, "test")
 
     # Rule 0 of a run is the full model, and so is "never exit".
     column = 0 if result.selected is None else result.selected + 1
@@ -173,20 +175,28 @@ def _shared_rule(threshold: float | None, config: CalibrationConfig, exits: int)
 
 
 def _run(
-    model: Transformer,
+    loaded: LoadedCheckpoint,
     prompts: list[list[int]],
     rules: list[ExitRule],
     config: CalibrationConfig,
     progress: Progress | None,
+    work: WorkFolder | None,
     stage: str,
 ) -> Continuations:
     """What the full model and then each rule generate."""
+    every = [ExitRule(measure=config.measure), *rules]
+    steps, size = config.continuation_length, config.batch_size
+    kept = None
+    if work is not None:
+        digest = digest_of(loaded, prompts, every, steps=steps, batch_size=size)
+        kept = work.parts(stage, digest, len(prompts))
     return generate_with_exits(
-        model,
+        loaded.model,
         prompts,
-        config.continuation_length,
-        [ExitRule(measure=config.measure), *rules],
-        batch_size=config.batch_size,
+        steps,
+        every,
+        batch_size=size,
+        kept=kept,
         progress=None if progress is None else partial(progress, stage),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lit_eff.calibration import job
+from lit_eff.calibration.resume import WorkFolder
 from lit_eff.cli.arguments import Parser
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
@@ -67,7 +69,8 @@ def _parser() -> Parser:
 def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certificate:
     """Calibrate a checkpoint on the recipe's data; writes the certificate, its summary and plots.
 
-    The summary is a Markdown file beside ``output``; the plots go to the run's TensorBoard folder.
+    The summary is a Markdown file beside ``output`` with the plots as a PNG, which also go to the run's
+    TensorBoard folder. An interrupted calibration goes on where it was.
 
     Raises:
         UserError: for anything wrong with the checkpoint, the recipe or the data; nothing is written then.
@@ -98,16 +101,20 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
     held_out = job.take_prompts(
         data.documents("test"), split="test", count=config.test_sequences, length=length, exclude=prompts
     )
-    with bars() as progress:
-        certificate = job.calibrate(
-            loaded, prompts, held_out, config, split_hashes=data.split_hashes, progress=progress
-        )
+    with resumable(output, f"lit-eff calibrate --ckpt_path {ckpt_path}") as work:
+        with bars() as progress:
+            certificate = job.calibrate(
+                *(loaded, prompts, held_out, config),
+                split_hashes=data.split_hashes,
+                progress=progress,
+                work=work,
+            )
+        certificate.save(output)
     if certificate.train_sha256 is None:
         Console(stderr=True).print(
             "[yellow]warning:[/] this data is not split as it was in training, so the model may have been "
             "trained on calibration documents; the guarantee then does not extend to unseen text"
         )
-    certificate.save(output)
     write_report(certificate, output.with_suffix(".md"))
     writer = SummaryWriter(_run_folder(ckpt_path))
     write_tensorboard(certificate, writer)
@@ -117,6 +124,29 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
 
 def _run_folder(ckpt_path: Path) -> Path:
     return ckpt_path.parent.parent if ckpt_path.parent.name == "checkpoints" else ckpt_path.parent
+
+
+@contextmanager
+def resumable(output: Path, command: str) -> Iterator[WorkFolder]:
+    """What is generated inside is kept beside ``output`` until all inside has succeeded.
+
+    Args:
+        command: what goes on where an interrupted one was.
+    """
+
+    def found(stage: str, kept: int, sequences: int) -> None:
+        print(f"resuming: {kept} of {sequences} {stage} sequences are there already", file=sys.stderr)
+
+    output = output.absolute()  # "." has no name
+    work = WorkFolder(output.with_name(f"{output.name}.partial"), found)
+    try:
+        yield work
+    except KeyboardInterrupt:
+        if work.path.exists():
+            kept = f"lit-eff: what was generated is kept in {work.path}"
+            print(f"{kept}; `{command}` with the same options goes on", file=sys.stderr)
+        raise
+    work.remove()
 
 
 @contextmanager
