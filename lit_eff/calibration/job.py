@@ -23,6 +23,7 @@ from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.decoding.batched import Continuations, generate_with_exits
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
+from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.risk import token_disagreement
@@ -70,6 +71,32 @@ def check_sequences(config: CalibrationConfig, sequences: int) -> None:
     )
 
 
+def check_model(model: Transformer) -> None:
+    """Raises UserError for a model without early exits, or one that does not continue text."""
+    if model.config.labels or not model.config.causal:
+        raise UserError("token disagreement needs a causal language model; this checkpoint is another kind")
+    if len(model.config.exit_layers) == 1:
+        raise UserError("this model has no early exits to calibrate; train it with exits.layers set")
+
+
+def generate_grid(
+    loaded: LoadedCheckpoint,
+    prompts: list[list[int]],
+    config: CalibrationConfig,
+    *,
+    progress: Progress | None = None,
+    work: WorkFolder | None = None,
+) -> Continuations:
+    """What the full model generates (rule 0), and then each threshold of the grid.
+
+    Raises:
+        UserError: as :func:`lit_eff.decoding.batched.generate_with_exits`.
+    """
+    exits = len(loaded.model.config.exit_layers)
+    rules = [_shared_rule(threshold, config, exits) for threshold in config.thresholds]
+    return _run(loaded, prompts, rules, config, progress, work, "calibration")
+
+
 def calibrate(
     loaded: LoadedCheckpoint,
     calibration_prompts: ArrayLike | Sequence[Sequence[int]],
@@ -95,11 +122,8 @@ def calibrate(
         UserError: too few sequences (with the number needed), splits or prompts that are not disjoint,
             prompts of another length, or a model without early exits.
     """
-    model, exit_layers = loaded.model, loaded.model.config.exit_layers
-    if model.config.labels or not model.config.causal:
-        raise UserError("token disagreement needs a causal language model; this checkpoint is another kind")
-    if len(exit_layers) == 1:
-        raise UserError("this model has no early exits to calibrate; train it with exits.layers set")
+    check_model(loaded.model)
+    exit_layers = loaded.model.config.exit_layers
     prompts = _check_prompts(calibration_prompts, config, "calibration")
     held_out = _check_prompts(test_prompts, config, "test")
     check_sequences(config, len(prompts))
@@ -109,8 +133,7 @@ def calibrate(
             "the calibration and test prompts are not disjoint; take them from the two splits of one corpus"
         )
 
-    rules = [_shared_rule(threshold, config, len(exit_layers)) for threshold in config.thresholds]
-    runs = _run(loaded, prompts, rules, config, progress, work, "calibration")
+    runs = generate_grid(loaded, prompts, config, progress=progress, work=work)
     risk_BK = token_disagreement(runs.tokens_KBN)[:, 1:]
     result = learn_then_test(
         risk_BK,
@@ -139,7 +162,7 @@ def calibrate(
         decay=config.decay,
         horizon=rule.horizon,
         kv_policy=config.kv_policy,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
         prompt_length=config.prompt_length,
         continuation_length=config.continuation_length,
         calibration=_measured(runs, column, exit_layers, split_hashes["calibration"]),

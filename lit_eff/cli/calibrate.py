@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 
 if TYPE_CHECKING:
+    from lit_eff.calibration.config import CalibrationConfig
     from lit_eff.cli.compose import Recipe
+    from lit_eff.models.checkpoint import LoadedCheckpoint
 
 CERTIFICATE = "exits.json"
 
@@ -78,6 +81,50 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
     from torch.utils.tensorboard import SummaryWriter
 
     from lit_eff.calibration.report import write_report, write_tensorboard
+
+    given = calibration_inputs(ckpt_path, recipe)
+    with resumable(output, f"lit-eff calibrate --ckpt_path {ckpt_path}") as work:
+        with bars() as progress:
+            certificate = job.calibrate(
+                *(given.loaded, given.prompts, given.held_out, given.config),
+                split_hashes=given.split_hashes,
+                progress=progress,
+                work=work,
+            )
+        certificate.save(output)
+    if certificate.train_sha256 is None:
+        Console(stderr=True).print(
+            "[yellow]warning:[/] this data is not split as it was in training, so the model may have been "
+            "trained on calibration documents; the guarantee then does not extend to unseen text"
+        )
+    write_report(certificate, output.with_suffix(".md"))
+    writer = SummaryWriter(_run_folder(ckpt_path))
+    write_tensorboard(certificate, writer)
+    writer.close()
+    return certificate
+
+
+@dataclass(frozen=True)
+class CalibrationInputs:
+    """What a checkpoint is calibrated with: the section of its recipe, and prompts of both splits.
+
+    Attributes:
+        prompts, held_out: int64 ``(B, config.prompt_length)``, of the calibration and the test split.
+    """
+
+    loaded: LoadedCheckpoint
+    config: CalibrationConfig
+    prompts: job.Ints
+    held_out: job.Ints
+    split_hashes: Mapping[str, str]
+
+
+def calibration_inputs(ckpt_path: Path, recipe: Recipe) -> CalibrationInputs:
+    """Read a checkpoint and the recipe's data.
+
+    Raises:
+        UserError: for anything wrong with the checkpoint, the recipe or the data.
+    """
     from lit_eff.cli.lightning import instantiate_data, typed_section
     from lit_eff.data import LanguageModelData
     from lit_eff.models.checkpoint import load_checkpoint
@@ -101,25 +148,7 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
     held_out = job.take_prompts(
         data.documents("test"), split="test", count=config.test_sequences, length=length, exclude=prompts
     )
-    with resumable(output, f"lit-eff calibrate --ckpt_path {ckpt_path}") as work:
-        with bars() as progress:
-            certificate = job.calibrate(
-                *(loaded, prompts, held_out, config),
-                split_hashes=data.split_hashes,
-                progress=progress,
-                work=work,
-            )
-        certificate.save(output)
-    if certificate.train_sha256 is None:
-        Console(stderr=True).print(
-            "[yellow]warning:[/] this data is not split as it was in training, so the model may have been "
-            "trained on calibration documents; the guarantee then does not extend to unseen text"
-        )
-    write_report(certificate, output.with_suffix(".md"))
-    writer = SummaryWriter(_run_folder(ckpt_path))
-    write_tensorboard(certificate, writer)
-    writer.close()
-    return certificate
+    return CalibrationInputs(loaded, config, prompts, held_out, data.split_hashes)
 
 
 def _run_folder(ckpt_path: Path) -> Path:
