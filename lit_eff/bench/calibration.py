@@ -208,9 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _deployment(argv: Sequence[str], options: Namespace) -> int:
-    from lit_eff.bench import calibration_deployment as deployment  # needs torch and Lightning
+    from lit_eff.bench import calibration_deployment as deployment  # needs torch, and then Lightning
+    from lit_eff.cli.calibrate import calibration_inputs
+    from lit_eff.cli.lightning import recipe_of_checkpoint
 
-    found = deployment.measure(options.checkpoint, options.settings, options.resplits, options.seed)
+    recipe = recipe_of_checkpoint(options.checkpoint, options.settings)
+    given = calibration_inputs(options.checkpoint, recipe)
+    found = deployment.measure(given, options.resplits, options.seed)
     head, measurements = header("calibration", argv, {}), deployment.measurements(found)
     if options.json:
         print(*lines(head, measurements), sep="\n")

@@ -11,9 +11,8 @@ Shapes: n prompts, K thresholds and before them the full model, which never exit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from lit_eff.bench.results import Measurement
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.job import check_model, generate_grid
 from lit_eff.calibration.ltt import learn_then_test
-from lit_eff.cli.calibrate import bars, calibration_inputs
-from lit_eff.cli.lightning import recipe_of_checkpoint
+from lit_eff.cli.calibrate import CalibrationInputs, bars
 from lit_eff.errors import UserError
 from lit_eff.runtime.risk import token_disagreement
 
@@ -66,15 +64,14 @@ class Deployment:
         return float(np.mean([getattr(each, name) for each in self.resplits]))
 
 
-def measure(ckpt_path: Path, overrides: Sequence[str], resplits: int, seed: int) -> Deployment:
-    """Continue every prompt of the recipe's calibration and test section, and divide them again.
+def measure(given: CalibrationInputs, resplits: int, seed: int) -> Deployment:
+    """Continue every prompt, of calibration and test, and divide them again.
 
     Raises:
-        UserError: as ``lit-eff calibrate``; for fewer than one re-split.
+        UserError: for a model that cannot be calibrated, or fewer than one re-split.
     """
     if resplits < 1:
         raise UserError(f"--resplits is {resplits}; expected at least 1")
-    given = calibration_inputs(ckpt_path, recipe_of_checkpoint(ckpt_path, list(overrides)))
     check_model(given.loaded.model)
     prompts = np.concatenate([given.prompts, given.held_out]).tolist()
     with bars() as progress:
@@ -139,27 +136,27 @@ def table(found: Deployment) -> Any:
 
     config = found.config
     table = Table(
-        title=f"calibrated on {config.sequences:,} prompts, measured on {config.test_sequences:,} others; "
-        f"delta {config.delta:g}, epsilon {config.epsilon:g}; {found.full_layers} layers",
+        title=f"{config.sequences:,} prompts calibrate, {config.test_sequences:,} others measure\n"
+        f"delta {config.delta:g}, epsilon {config.epsilon:g}, {found.full_layers} layers",
         caption=f"{found.over_delta:.0%} of {len(found.resplits)} re-splits have a risk over delta",
         show_footer=True,
     )
-    columns = {
-        "layers predicted": ("predicted_layers", "{:.2f}"),
-        "measured": ("layers", "{:.2f}"),
-        "risk predicted": ("predicted_risk", "{:.4f}"),
-        "measured risk": ("risk", "{:.4f}"),
-    }
+    columns = (
+        ("layers\npredicted", "predicted_layers", "{:.2f}"),
+        ("layers\nmeasured", "layers", "{:.2f}"),
+        ("risk\npredicted", "predicted_risk", "{:.4f}"),
+        ("risk\nmeasured", "risk", "{:.4f}"),
+    )
     table.add_column("re-split", "mean")
     table.add_column("threshold", justify="right")
-    for title, (name, form) in columns.items():
+    for title, name, form in columns:
         table.add_column(title, form.format(found.mean(name)), justify="right")
-    table.add_column("over delta", f"{found.over_delta:.0%}")
+    table.add_column("over\ndelta", f"{found.over_delta:.0%}")
     for index, each in enumerate(found.resplits):
         table.add_row(
             str(index + 1),
             "never" if each.threshold is None else f"{each.threshold:g}",
-            *(form.format(getattr(each, name)) for name, form in columns.values()),
+            *(form.format(getattr(each, name)) for _, name, form in columns),
             "yes" if each.risk > config.delta else "",
         )
     return table

@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     if as_json:
         print(json.dumps({"certificate": str(output), **certificate.model_dump(mode="json")}, indent=2))
     else:
-        print(f"{certificate.sentence()}\n{output} (the grid and its p-values: {output.with_suffix('.md')})")
+        summary = output.with_suffix(".md")
+        print(f"{certificate.sentence()}\n{output} (assumptions, plots and the grid: {summary})")
     return 0
 
 

@@ -13,12 +13,13 @@ from lit_eff.bench import calibration_deployment as deployment
 from lit_eff.bench.results import read_results
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.job import calibrate
-from lit_eff.cli.calibrate import calibration_inputs
-from lit_eff.cli.lightning import recipe_of_checkpoint
+from lit_eff.cli.calibrate import CalibrationInputs
 from lit_eff.cli.main import main
 from lit_eff.decoding import batched
+from lit_eff.errors import UserError
+from lit_eff.models.config import ExitConfig
+from tests.calibration import test_job as job
 from tests.calibration.test_command import CALIBRATION, run_folder
-from tests.calibration.test_job import HASHES
 
 __all__ = ["run_folder"]  # the fixture
 CONFIG = CalibrationConfig(
@@ -26,13 +27,10 @@ CONFIG = CalibrationConfig(
 )
 
 
-def test_a_resplit_is_what_calibrating_on_its_prompts_gives(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resplit_is_what_calibrating_on_its_prompts_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the calibrate job, on the same division: threshold, layers and risk of both parts."""
-    checkpoint = run_folder / "checkpoints" / "last.ckpt"
-    overrides = ["calibration.delta=0.6"]
-    given = calibration_inputs(checkpoint, recipe_of_checkpoint(checkpoint, overrides))
+    config = replace(job.CONFIG, sequences=40, test_sequences=30)
+    given = CalibrationInputs(job.load(), config, job.prompts(40, 0), job.prompts(30, 1), job.HASHES)
     batches: list[int] = []
     original = batched._continue
 
@@ -42,21 +40,25 @@ def test_a_resplit_is_what_calibrating_on_its_prompts_gives(
 
     with monkeypatch.context() as patch:
         patch.setattr(batched, "_continue", counted)
-        found = deployment.measure(checkpoint, overrides, 3, seed=1)
+        found = deployment.measure(given, 5, seed=1)
     assert sum(batches) == 70, "every prompt once"
     every = np.concatenate([given.prompts, given.held_out])
     rng = np.random.default_rng(1)
     for each in found.resplits:
         order = rng.permutation(70)
         certificate = calibrate(
-            given.loaded, every[order[:40]], every[order[40:]], given.config, split_hashes=HASHES
+            given.loaded, every[order[:40]], every[order[40:]], config, split_hashes=job.HASHES
         )
         assert each.threshold == certificate.thresholds[0]
         assert each.predicted_layers == pytest.approx(certificate.calibration.layers_per_token)
         assert each.predicted_risk == pytest.approx(certificate.calibration.risk)
         assert each.layers == pytest.approx(certificate.test.layers_per_token)
         assert each.risk == pytest.approx(certificate.test.risk)
-    assert found.full_layers == 3
+    assert found.full_layers == 4
+    assert 0 < found.mean("risk") < config.delta
+    assert 1 < found.mean("layers") < 4
+    with pytest.raises(UserError, match="no early exits"):
+        deployment.measure(replace(given, loaded=job.load(exits=ExitConfig())), 5, seed=1)
 
 
 def simulated(n: int, risks: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +99,8 @@ def test_the_command_prints_what_it_writes(
     words += ["calibration.delta=0.6", "--resplits", "4"]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert f"calibrated on {CALIBRATION['sequences']} prompts, measured on 30 others; delta 0.6" in printed
+    assert f"{CALIBRATION['sequences']} prompts calibrate, 30 others measure" in printed
+    assert "delta 0.6, epsilon 0.1, 3 layers" in printed
     assert "of 4 re-splits have a risk over delta" in printed
     output = tmp_path / "found.json"
     assert main([*words, "--json", "--output", str(output)]) == 0
