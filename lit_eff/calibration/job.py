@@ -4,7 +4,7 @@ The loss of a sequence is the share of its continuation's tokens that differ fro
 continuation (textual consistency, Schuster et al. 2022, section 4). It is measured on what the exits really
 generate, each token following the tokens before it, so an early mistake counts for all it leads to.
 
-Shapes: B sequences, K candidate thresholds, N continuation tokens, P prompt tokens.
+Shapes: B sequences, K candidate thresholds, E exits, N continuation tokens, P prompt tokens.
 """
 
 from __future__ import annotations
@@ -255,13 +255,12 @@ def _measured(runs: Continuations, k: int, exit_layers: Sequence[int], split_sha
     layers_BN = np.asarray(exit_layers)[runs.exits_KBN[k]]
     # A token's deep layers run once some later token goes deep: the running maximum from the right.
     computed_BN = np.maximum.accumulate(layers_BN[:, ::-1], axis=1)
+    taken_E = np.bincount(runs.exits_KBN[k].ravel(), minlength=len(exit_layers))
     return Measured(
         split_sha256=split_sha256,
         sequences=len(layers_BN),
         risk=float(token_disagreement(runs.tokens_KBN)[:, k].mean()),
         layers_per_token=float(layers_BN.mean()),
         computed_layers_per_token=float(computed_BN.mean()),
-        exit_shares=tuple(
-            (runs.exits_KBN[k].ravel() == np.arange(len(exit_layers))[:, None]).mean(axis=1).tolist()
-        ),
+        exit_shares=tuple((taken_E / layers_BN.size).tolist()),
     )
