@@ -150,8 +150,11 @@ def _finish_grid(axes: Axes, certificate: Certificate) -> None:
         axes.axvline(certificate.selected, color="black", linestyle=":", linewidth=1, label=label)
     count = len(certificate.candidates)
     places = np.arange(0, count, -(-count // MOST_TICKS))
-    axes.set_xticks(places, [f"{certificate.candidates[place].threshold:g}" for place in places])
-    axes.tick_params("x", rotation=60 if len(places) > 8 else 0)
+    labels = [f"{certificate.candidates[place].threshold:g}" for place in places]
+    if len(places) > 8:
+        axes.set_xticks(places, labels, rotation=60, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks(places, labels)
     axes.set(xlabel="exit threshold (bolder to the right)", xlim=(-0.5, count - 0.5))
     axes.legend(fontsize="small")
 
