@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -104,6 +104,7 @@ def test_bad_losses_are_refused(losses) -> None:
 
 
 @pytest.mark.parametrize("p_value", P_VALUES)
+@settings(max_examples=30)
 @given(LOSSES, st.floats(0.05, 0.95), st.floats(0.01, 0.3))
 def test_the_upper_bound_is_the_p_value_turned_round(
     p_value: str, losses: np.ndarray, delta: float, level: float
