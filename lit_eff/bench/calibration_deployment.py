@@ -22,7 +22,8 @@ from lit_eff.bench.results import Measurement
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.job import check_model, generate_grid
 from lit_eff.calibration.ltt import learn_then_test
-from lit_eff.cli.calibrate import CalibrationInputs, bars
+from lit_eff.cli.calibrate import CalibrationInputs
+from lit_eff.cli.calibration_run import bars
 from lit_eff.errors import UserError
 from lit_eff.runtime.risk import token_disagreement
 

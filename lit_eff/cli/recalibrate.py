@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from lit_eff.calibration.report import markdown
 from lit_eff.calibration.traffic import recalibrate
 from lit_eff.cli.arguments import Parser
-from lit_eff.cli.calibrate import bars, resumable
+from lit_eff.cli.calibration_run import bars, resumable
 from lit_eff.errors import UserError
 from lit_eff.export.torch_format import load_model
 from lit_eff.models.checkpoint import LoadedCheckpoint
