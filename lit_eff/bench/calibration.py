@@ -6,12 +6,16 @@ true risk is within delta. Section ``thresholds`` puts vectors of per-exit thres
 half of n texts and tested on the other half, beside one shared threshold tested on all n, or on that half.
 Besides layers saved, on average over the trials, there is the share of trials that selected a candidate whose
 true risk exceeds delta.
+
+With --checkpoint nothing is simulated: what calibration promises of that model is put beside what it does
+(:mod:`lit_eff.bench.calibration_deployment`).
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,9 +182,15 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate, print, and write JSON lines and a plot."""
+    """Simulate, print, and write JSON lines and a plot; or measure a checkpoint."""
     argv = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse(argv)
+    if options.checkpoint is not None:
+        return _deployment(argv, options)
+    if options.settings:
+        raise UserError(
+            f"unexpected {options.settings[0]!r}: settings change a recipe; add --checkpoint CKPT"
+        )
     if options.trials < 20:
         raise UserError(f"--trials {options.trials}: a mean and its error take at least 20")
     measurements = measure(options.trials, options.seed)
@@ -197,11 +207,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _deployment(argv: Sequence[str], options: Namespace) -> int:
+    from lit_eff.bench import calibration_deployment as deployment  # needs torch, and then Lightning
+    from lit_eff.cli.calibrate import calibration_inputs
+    from lit_eff.cli.lightning import recipe_of_checkpoint
+
+    recipe = recipe_of_checkpoint(options.checkpoint, options.settings)
+    given = calibration_inputs(options.checkpoint, recipe)
+    found = deployment.measure(given, options.resplits, options.seed)
+    head, measurements = header("calibration", argv, {}), deployment.measurements(found)
+    if options.json:
+        print(*lines(head, measurements), sep="\n")
+    else:
+        from rich.console import Console
+
+        Console().print(deployment.table(found))
+    if options.output is not None:
+        write_results(options.output, head, measurements)
+    return 0
+
+
 def _parser() -> Parser:
-    parser = Parser(prog="lit-eff bench calibration", description=__doc__)
+    parser = Parser(
+        prog="lit-eff bench calibration",
+        description=__doc__,
+        usage="%(prog)s [options] [--checkpoint CKPT [calibration.delta=0.1 ...]]",
+    )
     parser.add_argument("--trials", type=int, default=400, help="draws of a cell (fewer for many sequences)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="write JSON lines here, and a plot beside them (.png)")
+    parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="of `lit-eff fit`, with its recipe")
+    parser.add_argument("--resplits", type=int, default=20, help="of its prompts (default: %(default)s)")
+    parser.add_argument("settings", nargs="*", help="changes to the checkpoint's recipe, as in a.b=1")
+    parser.add_argument(
+        "--output", type=Path, help="write JSON lines here, and a plot of simulations beside them (.png)"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON lines instead of a table")
     return parser
 

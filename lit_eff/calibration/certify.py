@@ -1,6 +1,6 @@
 """From what exit rules did on two splits to a certificate, whatever the model writes or predicts.
 
-Shapes: B sequences, K exit rules, the first of which is the full model.
+Shapes: B sequences, K exit rules, the first of which is the full model, E exits, N tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
+from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
 from lit_eff.runtime.exit_rule import ExitRule
@@ -23,16 +24,27 @@ Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences i
 
 @dataclass(frozen=True)
 class Outcome:
-    """What each rule did with each sequence, float64 ``(B, K)``.
+    """What each rule did with each sequence.
 
     Attributes:
-        losses_BK: in [0, 1].
+        losses_BK: in [0, 1], float64.
         launched_BK, computed_BK: mean layers of a token, as in :class:`Measured`.
+        shares_KE: share of all tokens that left at each exit.
     """
 
     losses_BK: Floats
     launched_BK: Floats
     computed_BK: Floats
+    shares_KE: Floats
+
+    @classmethod
+    def of_exits(cls, losses_BK: Floats, exits_KBN: NDArray[np.int64], exit_layers: Sequence[int]) -> Outcome:
+        """From the exit index that each token came from."""
+        layers_KBN = np.asarray(exit_layers, np.float64)[exits_KBN]
+        # A token's deep layers run once some later token goes deep: the running maximum from the right.
+        computed_KBN = np.maximum.accumulate(layers_KBN[:, :, ::-1], axis=2)
+        shares = [np.bincount(taken.ravel(), minlength=len(exit_layers)) / taken.size for taken in exits_KBN]
+        return cls(losses_BK, layers_KBN.mean(axis=2).T, computed_KBN.mean(axis=2).T, np.stack(shares))
 
 
 # (split, rules) -> what the full model (rule 0) and each of the rules did there
@@ -59,8 +71,7 @@ def certify(
         split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
     """
     exit_layers = loaded.model.config.exit_layers
-    rules = [shared_rule(threshold, config, len(exit_layers)) for threshold in config.thresholds]
-    grid = run("calibration", rules)
+    grid = run("calibration", grid_rules(config, len(exit_layers)))
     result = learn_then_test(
         grid.losses_BK[:, 1:],
         delta=config.delta,
@@ -102,6 +113,10 @@ def certify(
     )
 
 
+def grid_rules(config: CalibrationConfig, exits: int) -> list[ExitRule]:
+    return [shared_rule(threshold, config, exits) for threshold in config.thresholds]
+
+
 def shared_rule(threshold: float | None, config: CalibrationConfig, exits: int) -> ExitRule:
     """One threshold for all early exits."""
     return ExitRule(
@@ -113,12 +128,11 @@ def shared_rule(threshold: float | None, config: CalibrationConfig, exits: int) 
 
 
 def _candidates(config: CalibrationConfig, grid: Outcome, result: LttResult) -> tuple[Candidate, ...]:
+    losses_BK = grid.losses_BK[:, 1:]
+    low_K, high_K = risk_interval(losses_BK, level=config.epsilon, p_value=config.p_value)
     columns = zip(
-        config.thresholds,
-        grid.losses_BK[:, 1:].mean(axis=0),
-        result.p_values,
-        result.rejected,
-        grid.launched_BK[:, 1:].mean(axis=0),
+        *(config.thresholds, losses_BK.mean(axis=0), result.p_values, result.rejected),
+        *(grid.launched_BK[:, 1:].mean(axis=0), low_K.tolist(), high_K.tolist()),
         strict=True,
     )
     return tuple(
@@ -128,8 +142,9 @@ def _candidates(config: CalibrationConfig, grid: Outcome, result: LttResult) -> 
             p_value=float(p_value),
             certified=bool(rejected),
             layers_per_token=float(layers),
+            risk_interval=(low, high),
         )
-        for threshold, risk, p_value, rejected, layers in columns
+        for threshold, risk, p_value, rejected, layers, low, high in columns
     )
 
 
@@ -140,4 +155,5 @@ def _measured(outcome: Outcome, column: int, split_sha256: str) -> Measured:
         risk=float(outcome.losses_BK[:, column].mean()),
         layers_per_token=float(outcome.launched_BK[:, column].mean()),
         computed_layers_per_token=float(outcome.computed_BK[:, column].mean()),
+        exit_shares=tuple(outcome.shares_KE[column].tolist()),
     )

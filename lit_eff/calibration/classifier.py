@@ -119,8 +119,9 @@ def calibrate_classifier(
     def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
         predictions = predict(model, splits[split], config.measure, progress, split)
         exits_BK = leave(predictions, [ExitRule(measure=config.measure), *rules])
-        layers_BK = np.asarray(exit_layers, np.float64)[exits_BK]
-        return Outcome(losses(predictions, exits_BK, config.risk), layers_BK, layers_BK)
+        return Outcome.of_exits(
+            losses(predictions, exits_BK, config.risk), exits_BK.T[:, :, None], exit_layers
+        )
 
     # A sequence is read whole, and its label is all that comes out.
     config = replace(config, prompt_length=None, continuation_length=1)

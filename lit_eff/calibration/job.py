@@ -16,12 +16,14 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences
+from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, grid_rules
 from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.resume import WorkFolder, digest_of
 from lit_eff.calibration.text_metrics import find_metric
 from lit_eff.decoding.batched import generate_with_exits
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
+from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.metrics import TOKEN_METRICS
@@ -72,6 +74,7 @@ def calibrate(
     *,
     split_hashes: Mapping[str, str],
     progress: Progress | None = None,
+    work: WorkFolder | None = None,
 ) -> Certificate:
     """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
 
@@ -80,6 +83,7 @@ def calibrate(
             from disjoint documents; lists of token ids of any length where ``config.prompt_length`` is
             ``None``.
         split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
+        work: where generated batches are kept, and found by a calibration that was interrupted.
 
     Returns:
         The certificate. ``selected`` is ``None``, and its rule never exits, where nothing could be certified.
@@ -88,17 +92,7 @@ def calibrate(
         UserError: too few sequences (with the number needed), splits or prompts that are not disjoint,
             prompts of another length, a metric that cannot be computed, or a model without early exits.
     """
-    model, exit_layers = loaded.model, loaded.model.config.exit_layers
-    if model.config.labels or not model.config.causal:
-        raise UserError(f"{config.risk} needs a causal language model; this checkpoint is another kind")
-    if config.classifies:
-        raise UserError(
-            f"calibration.risk is {config.risk!r}, of a classifier, and this checkpoint is a language model; "
-            "use textual_consistency or risk_consistency"
-        )
-    if len(exit_layers) == 1:
-        raise UserError("this model has no early exits to calibrate; train it with exits.layers set")
-    loss = SequenceLoss(find_metric(config.metric, loaded.tokenizer_json), config.reference_length > 0)
+    check_model(loaded.model, config)
     splits = {
         "calibration": _check_prompts(calibration_prompts, config, "calibration"),
         "test": _check_prompts(test_prompts, config, "test"),
@@ -111,29 +105,70 @@ def calibrate(
         )
 
     def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
-        prompts, reference_BN = splits[split]
-        runs = generate_with_exits(
-            model,
-            prompts,
-            config.continuation_length,
-            [ExitRule(measure=config.measure), *rules],
-            batch_size=config.batch_size,
-            progress=None if progress is None else partial(progress, split),
-        )
-        layers_KBN = np.asarray(exit_layers)[runs.exits_KBN]
-        # Comparing tokens takes no time worth a bar; comparing texts may take longer than writing them.
-        comparing = None
-        if progress is not None and config.metric not in TOKEN_METRICS:
-            comparing = partial(progress, f"{split} {config.metric}")
-        # A token's deep layers run once some later token goes deep: the running maximum from the right.
-        computed_KBN = np.maximum.accumulate(layers_KBN[:, :, ::-1], axis=2)
-        return Outcome(
-            loss.of_rules(runs.tokens_KBN, reference_BN, comparing),
-            layers_KBN.mean(axis=2).T,
-            computed_KBN.mean(axis=2).T,
-        )
+        return _measure(loaded, *splits[split], rules, config, split, progress, work)
 
     return certify(loaded, config, run, split_hashes=split_hashes)
+
+
+def check_model(model: Transformer, config: CalibrationConfig) -> None:
+    """Raises UserError for a model without early exits, or one that does not continue text."""
+    if model.config.labels or not model.config.causal:
+        raise UserError(f"{config.risk} needs a causal language model; this checkpoint is another kind")
+    if config.classifies:
+        raise UserError(
+            f"calibration.risk is {config.risk!r}, of a classifier, and this checkpoint is a language model; "
+            "use textual_consistency or risk_consistency"
+        )
+    if len(model.config.exit_layers) == 1:
+        raise UserError("this model has no early exits to calibrate; train it with exits.layers set")
+
+
+def measure_grid(
+    loaded: LoadedCheckpoint, prompts: ArrayLike, config: CalibrationConfig, progress: Progress | None = None
+) -> Outcome:
+    """What the full model (rule 0) and each threshold of the grid do with prompts as in :func:`calibrate`.
+
+    Raises:
+        UserError: as :func:`calibrate`, of the model, the metric and the prompts.
+    """
+    check_model(loaded.model, config)
+    rules = grid_rules(config, len(loaded.model.config.exit_layers))
+    checked = _check_prompts(prompts, config, "calibration")
+    return _measure(loaded, *checked, rules, config, "calibration", progress, None)
+
+
+def _measure(
+    loaded: LoadedCheckpoint,
+    prompts: list[list[int]],
+    reference_BN: Ints | None,
+    rules: Sequence[ExitRule],
+    config: CalibrationConfig,
+    stage: str,
+    progress: Progress | None,
+    work: WorkFolder | None,
+) -> Outcome:
+    loss = SequenceLoss(find_metric(config.metric, loaded.tokenizer_json), config.reference_length > 0)
+    every = [ExitRule(measure=config.measure), *rules]
+    steps, size = config.continuation_length, config.batch_size
+    kept = None
+    if work is not None:
+        digest = digest_of(loaded, prompts, every, steps=steps, batch_size=size)
+        kept = work.parts(stage, digest, len(prompts))
+    runs = generate_with_exits(
+        loaded.model,
+        prompts,
+        steps,
+        every,
+        batch_size=size,
+        kept=kept,
+        progress=None if progress is None else partial(progress, stage),
+    )
+    # Comparing tokens takes no time worth a bar; comparing texts may take longer than writing them.
+    comparing = None
+    if progress is not None and config.metric not in TOKEN_METRICS:
+        comparing = partial(progress, f"{stage} {config.metric}")
+    losses_BK = loss.of_rules(runs.tokens_KBN, reference_BN, comparing)
+    return Outcome.of_exits(losses_BK, runs.exits_KBN, loaded.model.config.exit_layers)
 
 
 def _check_prompts(

@@ -24,11 +24,11 @@ from lit_eff.errors import UserError, nearest
 FloatArray = NDArray[np.float64]
 # (losses_...nK, delta, level) -> p_...K. A p-value sees whole columns of losses, since wsr reads more than
 # their mean; level is what it will be compared with, for which wsr sizes its bets and which the others
-# ignore.
-PValue = Callable[[FloatArray, float, float], FloatArray]
+# ignore. All fall as delta grows, which may be an array of one for each candidate.
+PValue = Callable[[FloatArray, "float | FloatArray", float], FloatArray]
 
 
-def hoeffding_p_value(risk: ArrayLike, n: int, delta: float) -> FloatArray:
+def hoeffding_p_value(risk: ArrayLike, n: int, delta: float | FloatArray) -> FloatArray:
     """``exp(-2 n max(0, delta - R)^2)`` (Hoeffding 1963), in the shape of ``risk``; for comparison.
 
     Args:
@@ -40,7 +40,7 @@ def hoeffding_p_value(risk: ArrayLike, n: int, delta: float) -> FloatArray:
     return np.asarray(np.exp(-2.0 * n * gap**2))
 
 
-def binomial_p_value(risk: ArrayLike, n: int, delta: float) -> FloatArray:
+def binomial_p_value(risk: ArrayLike, n: int, delta: float | FloatArray) -> FloatArray:
     """``P(Binomial(n, delta) <= n R)``, exact for losses that are 0 or 1 and **invalid for any other**.
 
     Arguments as :func:`hoeffding_p_value`.
@@ -51,7 +51,7 @@ def binomial_p_value(risk: ArrayLike, n: int, delta: float) -> FloatArray:
     return np.asarray(bdtr(errors, n, delta))
 
 
-def hoeffding_bentkus_p_value(risk: ArrayLike, n: int, delta: float) -> FloatArray:
+def hoeffding_bentkus_p_value(risk: ArrayLike, n: int, delta: float | FloatArray) -> FloatArray:
     """The Hoeffding-Bentkus p-value, valid for any losses in [0, 1] (Bates et al. 2021, proposition 2).
 
     ``min(exp(-n h1(min(R, delta), delta)), e P(Binomial(n, delta) <= ceil(n R)))``, at most 1, where ``h1``
@@ -88,7 +88,7 @@ def greatest_wealth(losses: FloatArray, bets: FloatArray, delta: float | FloatAr
         return np.asarray(np.cumprod(1.0 - bets * (losses - delta), axis=-2).max(axis=-2))
 
 
-def wsr_p_value(losses: FloatArray, delta: float, level: float) -> FloatArray:
+def wsr_p_value(losses: FloatArray, delta: float | FloatArray, level: float) -> FloatArray:
     """The betting p-value (Waudby-Smith & Ramdas 2020; Bates et al. 2021, section 3.1.3), ``(..., K)``.
 
     ``p = min(1, 1 / max_t prod_{i <= t} (1 - nu_i (x_i - delta)))`` with
@@ -104,11 +104,11 @@ def wsr_p_value(losses: FloatArray, delta: float, level: float) -> FloatArray:
     return np.asarray(np.minimum(1.0, 1.0 / greatest_wealth(losses, wsr_bets(losses, level), delta)))
 
 
-def _of_mean(p_value: Callable[[ArrayLike, int, float], FloatArray]) -> PValue:
+def _of_mean(p_value: Callable[[ArrayLike, int, float | FloatArray], FloatArray]) -> PValue:
     return lambda losses, delta, level: p_value(losses.mean(axis=-2), losses.shape[-2], delta)
 
 
-def _exact_binomial(losses: FloatArray, delta: float, level: float) -> FloatArray:
+def _exact_binomial(losses: FloatArray, delta: float | FloatArray, level: float) -> FloatArray:
     if not ((losses == 0.0) | (losses == 1.0)).all():
         raise UserError(
             "the binomial p-value needs losses of 0 or 1; use hoeffding_bentkus or wsr for losses in between"
@@ -122,6 +122,13 @@ P_VALUES: dict[str, PValue] = {
     "binomial": _exact_binomial,
     "hoeffding": _of_mean(hoeffding_p_value),
 }
+
+
+def find_p_value(name: str) -> PValue:
+    """The entry of :data:`P_VALUES`; raises UserError for an unknown name."""
+    if name not in P_VALUES:
+        raise UserError(f"unknown p_value {name!r}{nearest(name, P_VALUES)}")
+    return P_VALUES[name]
 
 
 def candidate_p_values(risks: Sequence[tuple[FloatArray, float]], p_value: str, level: float) -> FloatArray:
@@ -138,7 +145,5 @@ def candidate_p_values(risks: Sequence[tuple[FloatArray, float]], p_value: str, 
     Raises:
         UserError: for an unknown name, or losses the p-value is not valid for.
     """
-    of_columns = P_VALUES.get(p_value)
-    if of_columns is None:
-        raise UserError(f"unknown p_value {p_value!r}{nearest(p_value, P_VALUES)}")
+    of_columns = find_p_value(p_value)
     return np.asarray(np.max([of_columns(losses, delta, level) for losses, delta in risks], axis=0))

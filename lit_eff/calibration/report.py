@@ -1,13 +1,14 @@
-"""A certificate for people: a Markdown summary, and plots for TensorBoard."""
+"""A certificate for people: a Markdown summary with a PNG, and the same in TensorBoard."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lit_eff.calibration.figures import PANELS, panel, write_png
 from lit_eff.files import atomic_path
 from lit_eff.runtime.certificate import Certificate
-from lit_eff.runtime.claim import loss_name
 
 
 class Writer(Protocol):
@@ -18,43 +19,115 @@ class Writer(Protocol):
     def add_text(self, tag: str, text_string: str, /) -> Any: ...
 
 
-def markdown(certificate: Certificate) -> str:
-    """The guarantee in a sentence, then what was measured on both splits, then the whole grid."""
+def markdown(certificate: Certificate, picture: str | None = None) -> str:
+    """The guarantee in a sentence, what it assumes and what breaks it, both splits, the exits, the grid.
+
+    Args:
+        picture: address of an image to show below the sentence.
+    """
     layers = certificate.exit_layers[-1]
+    exits = ", ".join(map(str, certificate.exit_layers[:-1]))
     lines = [
         "# Exit certificate",
         "",
         certificate.sentence(),
         "",
-        f"Early exits after layers {', '.join(map(str, certificate.exit_layers[:-1]))} of {layers}; "
-        f"confidence `{certificate.measure}`; {_schedule(certificate)}; "
-        f"KV policy `{certificate.kv_policy or 'none'}`; {certificate.dtype}. All figures are measured.",
+        *([f"![risk, layers, exits and p-values]({picture})", ""] if picture is not None else []),
+        f"Early exits after layers {exits} of {layers}; confidence `{certificate.measure}`; "
+        f"{_schedule(certificate)}; KV policy `{certificate.kv_policy or 'none'}`; {certificate.dtype}. "
+        "All figures are measured.",
         "",
-        "| split | sequences | risk | layers launched per token | layers computed per token |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for name, split in (("calibration", certificate.calibration), ("test", certificate.test)):
-        lines.append(
-            f"| {name} | {split.sequences:,} | {split.risk:.4f} | {split.layers_per_token:.2f} "
-            f"| {split.computed_layers_per_token:.2f} |"
-        )
+    if certificate.selected is not None:  # never exiting needs no assumption
+        lines += [
+            "## What it assumes",
+            "",
+            *_table(("the guarantee holds if", "and no longer if"), assumptions(certificate)),
+            "",
+        ]
     lines += [
+        "## What was measured",
         "",
-        f"The grid, from conservative to bold ({certificate.procedure.replace('_', ' ')} certifies risk at "
-        f"most {certificate.delta:g} with total error {certificate.epsilon:g}):",
+        *_table(
+            ("split", "sequences", "risk", "layers launched per token", "layers computed per token"),
+            _splits(certificate),
+        ),
         "",
-        "| threshold | risk | p-value | certified | layers per token |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for index, one in enumerate(certificate.candidates):
-        mark = "**selected**" if index == certificate.selected else "yes" if one.certified else "no"
-        lines.append(
-            f"| {one.threshold:g} | {one.risk:.4f} | {one.p_value:.3g} | {mark} "
-            f"| {one.layers_per_token:.2f} |"
-        )
-    if certificate.train_sha256 is None:
-        lines += ["", "It is not known that the model was not trained on these documents."]
+    if certificate.calibration.exit_shares is not None and certificate.test.exit_shares is not None:
+        lines += [
+            *_table(
+                ("share of tokens leaving after layer", *map(str, certificate.exit_layers)),
+                (
+                    (name, *(f"{100 * share:.1f}%" for share in shares))
+                    for name, shares in (
+                        ("calibration", certificate.calibration.exit_shares),
+                        ("test", certificate.test.exit_shares),
+                    )
+                ),
+            ),
+            "",
+        ]
+    lines += [
+        f"The grid, from conservative to bold ({certificate.procedure.replace('_', ' ')} certifies risk at "
+        f"most {certificate.delta:g} with total error {certificate.epsilon:g}; each bound of a true risk "
+        f"holds with probability {1 - certificate.epsilon:g}, for that threshold and by itself):",
+        "",
+        *_table(
+            ("threshold", "risk", "bounds of the true risk", "p-value", "certified", "layers per token"),
+            _grid(certificate),
+        ),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
+    """What the guarantee stands on, and what breaks it, in plain words: pairs."""
+    confidence, share = f"{100 * (1 - certificate.epsilon):.4g}%", f"{100 * certificate.delta:.4g}%"
+    prompt = "prompts as logged" if certificate.prompt_length is None else "prompts"
+    length = (
+        "of any length" if certificate.prompt_length is None else f"of {certificate.prompt_length} tokens"
+    )
+    return [
+        (
+            f"the {certificate.calibration.sequences:,} calibration sequences and those of deployment are "
+            "exchangeable: drawn alike, one prompt from each document",
+            "users, topics or languages change, traffic drifts, or prompts were picked by how they fared",
+        ),
+        (
+            "every setting was fixed before the calibration data was seen: grid, measure, schedule, delta, "
+            "epsilon, procedure, p-value",
+            "one is changed after a look at these figures and the same split calibrates again",
+        ),
+        (
+            "the model was not trained on the calibration documents"
+            if certificate.train_sha256 is not None
+            else "the model was not trained on the calibration documents, **which is not known here**",
+            "documents, or copies of them, are in both",
+        ),
+        (
+            f"the same weights run, in {certificate.dtype}, KV policy `{certificate.kv_policy or 'none'}`",
+            "they are trained further, quantised or run in another dtype (other weights are refused)",
+        ),
+        (
+            f"{prompt} {length} are continued by {certificate.continuation_length} greedy tokens",
+            "prompts have another length, more tokens are generated, or tokens are sampled",
+        )
+        if not certificate.classifies
+        else (
+            "sequences are cut and padded as they were here",
+            "longer or shorter texts are read, or another part of them",
+        ),
+        (
+            f"it is read as one statement on average over sequences: a mean loss of at most {share}",
+            "it is read as a promise for each sequence, or each topic: some lose more, others nothing",
+        ),
+        (
+            f"the {confidence} are read over calibrations: of many on fresh data, at most "
+            f"{100 * certificate.epsilon:.4g}% select thresholds of a greater risk",
+            "many calibrations are run, and the boldest is kept",
+        ),
+    ]
 
 
 def _schedule(certificate: Certificate) -> str:
@@ -63,44 +136,42 @@ def _schedule(certificate: Certificate) -> str:
     return f"threshold decaying with tau {certificate.decay:g} over {certificate.horizon} tokens"
 
 
-def write_markdown(certificate: Certificate, path: str | Path) -> None:
-    """Write :func:`markdown`, whole or not at all."""
+def _splits(certificate: Certificate) -> Iterator[tuple[str, ...]]:
+    for name, split in (("calibration", certificate.calibration), ("test", certificate.test)):
+        layers = (split.layers_per_token, split.computed_layers_per_token)
+        yield name, f"{split.sequences:,}", f"{split.risk:.4f}", *(f"{each:.2f}" for each in layers)
+
+
+def _grid(certificate: Certificate) -> Iterator[tuple[str, ...]]:
+    for index, one in enumerate(certificate.candidates):
+        mark = "**selected**" if index == certificate.selected else "yes" if one.certified else "no"
+        bounds = "" if one.risk_interval is None else "{:.4f} to {:.4f}".format(*one.risk_interval)
+        yield (
+            f"{one.threshold:g}",
+            f"{one.risk:.4f}",
+            bounds,
+            f"{one.p_value:.3g}",
+            mark,
+            f"{one.layers_per_token:.2f}",
+        )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def write_report(certificate: Certificate, path: str | Path) -> None:
+    """Write :func:`markdown` to ``path`` and its picture beside it (``.png``), each whole or not at all."""
+    path = Path(path)
+    write_png(certificate, path.with_suffix(".png"))
     with atomic_path(path) as temporary:
-        temporary.write_text(markdown(certificate), encoding="utf-8")
-
-
-def figure(certificate: Certificate) -> Any:
-    """Risk (with delta) and layers per token over the threshold: a ``matplotlib`` figure."""
-    from matplotlib.figure import Figure
-
-    thresholds = [one.threshold for one in certificate.candidates]
-    plot = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = plot.subplots(1, 2)
-    left.plot(thresholds, [one.risk for one in certificate.candidates], marker=".", label="calibration risk")
-    left.axhline(certificate.delta, color="tab:red", linestyle="--", label=f"delta {certificate.delta:g}")
-    left.set(
-        xlabel="exit threshold (bolder to the right)",
-        ylabel=f"risk: {loss_name(certificate)}",
-        ylim=(0, None),
-    )
-    layers = [one.layers_per_token for one in certificate.candidates]
-    right.plot(thresholds, layers, marker=".", label="calibration layers")
-    right.axhline(certificate.exit_layers[-1], color="tab:gray", linestyle=":", label="full model")
-    right.set(ylabel="layers per token", ylim=(0, None))
-    if certificate.selected is not None:
-        chosen = thresholds[certificate.selected]
-        left.plot(chosen, certificate.test.risk, "k*", label=f"test risk at {chosen:g}")
-        right.plot(chosen, certificate.test.layers_per_token, "k*", label=f"test layers at {chosen:g}")
-    for axes in (left, right):
-        axes.set(xlabel="exit threshold (bolder to the right)")
-        axes.invert_xaxis()
-        axes.legend(fontsize="small")
-    return plot
+        temporary.write_text(markdown(certificate, path.with_suffix(".png").name), encoding="utf-8")
 
 
 def write_tensorboard(certificate: Certificate, writer: Writer) -> None:
     """Plots, the Markdown summary and the test split's figures, under ``calibration/``."""
-    writer.add_figure("calibration/risk_and_layers", figure(certificate))
+    for name in PANELS:
+        writer.add_figure(f"calibration/{name}", panel(certificate, name))
     writer.add_text("calibration/certificate", markdown(certificate))
     writer.add_scalar("calibration/test_risk", certificate.test.risk)
     writer.add_scalar("calibration/test_layers_per_token", certificate.test.layers_per_token)

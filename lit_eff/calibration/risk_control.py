@@ -6,13 +6,14 @@ Shapes: n sequences, K candidates from the most conservative to the boldest, in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lit_eff.calibration.inputs import check_level, check_levels, check_losses
-from lit_eff.calibration.p_values import FloatArray, greatest_wealth, wsr_bets
+from lit_eff.calibration.p_values import FloatArray, find_p_value, greatest_wealth, wsr_bets
 from lit_eff.calibration.procedures import fixed_sequence
 from lit_eff.errors import UserError
 
@@ -90,9 +91,46 @@ def upper_confidence_bound(losses_nK: ArrayLike, *, delta: float, epsilon: float
     check_levels(delta, epsilon)
     losses = check_losses(losses_nK)
     bets = wsr_bets(losses, epsilon)
-    low, high = np.zeros(losses.shape[1]), np.ones(losses.shape[1])
-    for _ in range(HALVINGS):  # the wealth grows with r
+
+    def refuted(risk_K: FloatArray) -> NDArray[np.bool_]:
+        return greatest_wealth(losses, bets, risk_K) >= 1.0 / epsilon
+
+    return _last_within(_least_refuted(refuted, losses.shape[1]), delta)
+
+
+def risk_interval(
+    losses_nK: ArrayLike, *, level: float, p_value: str = "hoeffding_bentkus"
+) -> tuple[FloatArray, FloatArray]:
+    """Lower and upper bounds of each candidate's true risk, ``(K,)`` each, for plots and tables.
+
+    Each bound holds with probability ``1 - level`` **for its own candidate and by itself**: both of one hold
+    with ``1 - 2 level``, and nothing is said of all candidates at once. The upper bound is the p-value turned
+    round, the least r at which "the true risk exceeds r" is refuted at the level, so that it is at most delta
+    just where the p-value for delta is at most the level; the lower one is that of ``1 - losses``.
+
+    Args:
+        losses_nK: in [0, 1], ``(n, K)``.
+        level: in (0, 1).
+        p_value: a name in :data:`P_VALUES`, fixed without looking at these losses.
+
+    Raises:
+        UserError: for losses outside [0, 1], or ones the p-value is not valid for.
+    """
+    check_level("level", level)
+    losses = check_losses(losses_nK)
+    of_columns = find_p_value(p_value)
+
+    def upper(losses: FloatArray) -> FloatArray:
+        return _least_refuted(lambda risk_K: of_columns(losses, risk_K, level) <= level, losses.shape[1])
+
+    return 1.0 - upper(1.0 - losses), upper(losses)
+
+
+def _least_refuted(refuted: Callable[[FloatArray], NDArray[np.bool_]], count: int) -> FloatArray:
+    """For each candidate the least risk that is refuted, where all greater ones are; 1 where none is."""
+    low, high = np.zeros(count), np.ones(count)
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
-        refuted = greatest_wealth(losses, bets, middle) >= 1.0 / epsilon
-        low, high = np.where(refuted, low, middle), np.where(refuted, middle, high)
-    return _last_within(high, delta)
+        beyond = refuted(middle)
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return high

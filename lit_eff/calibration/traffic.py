@@ -17,6 +17,7 @@ from lit_eff.calibration.certify import Progress
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.job import calibrate
 from lit_eff.calibration.ltt import sequences_needed
+from lit_eff.calibration.resume import WorkFolder
 from lit_eff.errors import UserError
 from lit_eff.files import sha256_bytes
 from lit_eff.models.checkpoint import LoadedCheckpoint
@@ -47,6 +48,7 @@ def recalibrate(
     *,
     most: int,
     progress: Progress | None = None,
+    work: WorkFolder | None = None,
 ) -> Certificate:
     """A new certificate for the same model from logged prompts.
 
@@ -54,6 +56,7 @@ def recalibrate(
         loaded: the model of ``certificate``.
         prompts: of any length that leaves room for the continuation; copies count once.
         most: sequences to calibrate on, and half as many to test on, where there are more.
+        progress, work: as in :func:`lit_eff.calibration.job.calibrate`.
 
     Raises:
         UserError: for too few prompts, with the number needed; for a certificate of a classifier, or of risk
@@ -98,7 +101,7 @@ def recalibrate(
         procedure=certificate.procedure,
     )
     hashes = {"calibration": _split_sha256(calibration), "test": _split_sha256(test)}
-    return calibrate(loaded, calibration, test, config, split_hashes=hashes, progress=progress)
+    return calibrate(loaded, calibration, test, config, split_hashes=hashes, progress=progress, work=work)
 
 
 def _bytes(prompt: Prompt) -> bytes:

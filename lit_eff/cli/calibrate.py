@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lit_eff.calibration.certify import Progress as Report
 from lit_eff.calibration.certify import check_sequences
 from lit_eff.cli.arguments import Parser
+from lit_eff.cli.calibration_run import bars, resumable
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 
 if TYPE_CHECKING:
     from lit_eff.calibration.config import CalibrationConfig
+    from lit_eff.calibration.job import Ints
     from lit_eff.cli.compose import Recipe
     from lit_eff.data import ClassificationData, LanguageModelData
     from lit_eff.models.checkpoint import LoadedCheckpoint
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> int:
     if as_json:
         print(json.dumps({"certificate": str(output), **certificate.model_dump(mode="json")}, indent=2))
     else:
-        print(f"{certificate.sentence()}\n{output} (the grid and its p-values: {output.with_suffix('.md')})")
+        summary = output.with_suffix(".md")
+        print(f"{certificate.sentence()}\n{output} (assumptions, plots and the grid: {summary})")
     return 0
 
 
@@ -72,14 +74,77 @@ def _parser() -> Parser:
 def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certificate:
     """Calibrate a checkpoint on the recipe's data; writes the certificate, its summary and plots.
 
-    The summary is a Markdown file beside ``output``; the plots go to the run's TensorBoard folder.
+    The summary is a Markdown file beside ``output`` with the plots as a PNG, which also go to the run's
+    TensorBoard folder. An interrupted calibration goes on where it was.
 
     Raises:
         UserError: for anything wrong with the checkpoint, the recipe or the data; nothing is written then.
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    from lit_eff.calibration.report import write_markdown, write_tensorboard
+    from lit_eff.calibration.job import calibrate
+    from lit_eff.calibration.report import write_report, write_tensorboard
+    from lit_eff.data import ClassificationData
+
+    loaded, config, data = _open(ckpt_path, recipe)
+    with resumable(output, f"lit-eff calibrate --ckpt_path {ckpt_path}") as work:
+        with bars() as progress:
+            if isinstance(data, ClassificationData):
+                certificate = _classifier(loaded, data, config, progress)
+            else:
+                given = _prompts(loaded, config, data)
+                certificate = calibrate(
+                    *(loaded, given.prompts, given.held_out, config),
+                    split_hashes=given.split_hashes,
+                    progress=progress,
+                    work=work,
+                )
+        certificate.save(output)
+    if certificate.train_sha256 is None:
+        Console(stderr=True).print(
+            "[yellow]warning:[/] this data is not split as it was in training, so the model may have been "
+            "trained on calibration documents; the guarantee then does not extend to unseen text"
+        )
+    write_report(certificate, output.with_suffix(".md"))
+    writer = SummaryWriter(_run_folder(ckpt_path))
+    write_tensorboard(certificate, writer)
+    writer.close()
+    return certificate
+
+
+@dataclass(frozen=True)
+class CalibrationInputs:
+    """What a language model is calibrated with: the section of its recipe, and prompts of both splits.
+
+    Attributes:
+        prompts, held_out: int64 ``(B, config.prompt_length + config.reference_length)``, of the calibration
+            and the test split.
+    """
+
+    loaded: LoadedCheckpoint
+    config: CalibrationConfig
+    prompts: Ints
+    held_out: Ints
+    split_hashes: Mapping[str, str]
+
+
+def calibration_inputs(ckpt_path: Path, recipe: Recipe) -> CalibrationInputs:
+    """Read a language model's checkpoint and the recipe's data.
+
+    Raises:
+        UserError: for anything wrong with the checkpoint, the recipe or the data, or another kind of model.
+    """
+    from lit_eff.data import LanguageModelData
+
+    loaded, config, data = _open(ckpt_path, recipe)
+    if not isinstance(data, LanguageModelData):
+        raise UserError(f"re-splits need text data (LanguageModelData); the recipe has {type(data).__name__}")
+    return _prompts(loaded, config, data)
+
+
+def _open(
+    ckpt_path: Path, recipe: Recipe
+) -> tuple[LoadedCheckpoint, CalibrationConfig, ClassificationData | LanguageModelData]:
     from lit_eff.cli.lightning import instantiate_data, typed_section
     from lit_eff.data import ClassificationData, LanguageModelData
     from lit_eff.models.checkpoint import load_checkpoint
@@ -95,35 +160,20 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
         )
     if data.tokenizer_json != loaded.tokenizer_json:
         raise UserError("the recipe's data makes another tokenizer than the checkpoint was trained with")
-    with bars() as progress:
-        if isinstance(data, ClassificationData):
-            certificate = _classifier(loaded, data, config, progress)
-        else:
-            certificate = _language_model(loaded, data, config, progress)
-    if certificate.train_sha256 is None:
-        Console(stderr=True).print(
-            "[yellow]warning:[/] this data is not split as it was in training, so the model may have been "
-            "trained on calibration documents; the guarantee then does not extend to unseen text"
-        )
-    certificate.save(output)
-    write_markdown(certificate, output.with_suffix(".md"))
-    writer = SummaryWriter(_run_folder(ckpt_path))
-    write_tensorboard(certificate, writer)
-    writer.close()
-    return certificate
+    return loaded, config, data
 
 
-def _language_model(
-    loaded: LoadedCheckpoint, data: LanguageModelData, config: CalibrationConfig, progress: Report
-) -> Certificate:
-    from lit_eff.calibration.job import calibrate, take_prompts
+def _prompts(
+    loaded: LoadedCheckpoint, config: CalibrationConfig, data: LanguageModelData
+) -> CalibrationInputs:
+    from lit_eff.calibration.job import take_prompts
 
     if config.prompt_length is None:
         raise UserError("calibration.prompt_length is null; expected how many tokens begin each document")
     take = partial(take_prompts, length=config.prompt_length, reference=config.reference_length)
     prompts = take(data.documents("calibration"), split="calibration", count=config.sequences)
     held_out = take(data.documents("test"), split="test", count=config.test_sequences, exclude=prompts)
-    return calibrate(loaded, prompts, held_out, config, split_hashes=data.split_hashes, progress=progress)
+    return CalibrationInputs(loaded, config, prompts, held_out, data.split_hashes)
 
 
 def _classifier(
@@ -151,18 +201,3 @@ def _classifier(
 
 def _run_folder(ckpt_path: Path) -> Path:
     return ckpt_path.parent.parent if ckpt_path.parent.name == "checkpoints" else ckpt_path.parent
-
-
-@contextmanager
-def bars() -> Iterator[Report]:
-    """Progress bars on standard error, one for each stage of a calibration."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(f"{stage} sequences", total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield progress

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from lit_eff.calibration.report import markdown
 from lit_eff.calibration.traffic import recalibrate
 from lit_eff.cli.arguments import METRIC_HELP, Parser, check_metric
-from lit_eff.cli.calibrate import bars
+from lit_eff.cli.calibration_run import bars, resumable
 from lit_eff.errors import UserError
 from lit_eff.export.torch_format import load_model
 from lit_eff.models.checkpoint import LoadedCheckpoint
@@ -36,9 +36,12 @@ def main(argv: list[str]) -> int:
     logged = read_prompts(options.log, Tokenizer.from_str(bundle.tokenizer_json), model.config.vocab_size)
     longest = model.config.context - old.continuation_length
     prompts = certified_prompts(logged, length=None, longest=longest)
-    with bars() as progress:
-        new = recalibrate(loaded, old, prompts, most=options.sequences, progress=progress)
-    output = replace_certificate(bundle, new, options.output or bundle.path)
+    output = options.output or bundle.path
+    command = f"lit-eff calibrate --update {options.update} --log {options.log}"
+    with resumable(output, command) as work:
+        with bars() as progress:
+            new = recalibrate(loaded, old, prompts, most=options.sequences, progress=progress, work=work)
+        output = replace_certificate(bundle, new, output)
     if options.json:
         report = {"bundle": str(output), "before": old.sentence(), **new.model_dump(mode="json")}
         print(json.dumps(report, indent=2))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ class Continuations:
     rows_run: int
 
 
+class Kept(Protocol):
+    """Where each batch's continuations are kept, so that an interrupted run can go on."""
+
+    def load(self, first: int, count: int) -> Continuations | None: ...
+    def save(self, first: int, part: Continuations) -> None: ...
+
+
 @torch.inference_mode()
 def generate_with_exits(
     model: Transformer,
@@ -53,6 +61,7 @@ def generate_with_exits(
     rules: Sequence[ExitRule],
     *,
     batch_size: int = 64,
+    kept: Kept | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Continuations:
     """Continue each prompt by exactly ``steps`` greedy tokens under each rule.
@@ -64,6 +73,8 @@ def generate_with_exits(
         prompts: token ids; lengths may differ.
         rules: one confidence measure for all.
         batch_size: prompts in flight.
+        kept: of the same model, prompts, steps, rules and batch size; a batch is taken from there if it can
+            be, and left there once it is generated.
         progress: called with (prompts done, prompts in all).
 
     Raises:
@@ -90,11 +101,19 @@ def generate_with_exits(
     parts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        parts.append(_continue(model, batch, steps, limits_KEN, rules[0].measure))
+        part = None if kept is None else kept.load(start, len(batch))
+        if part is None:
+            part = _continue(model, batch, steps, limits_KEN, rules[0].measure)
+            if kept is not None:
+                kept.save(start, part)
+        parts.append(part)
         if progress is not None:
             progress(start + len(batch), len(prompts))
-    tokens, exit_indices = (np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
-    return Continuations(tokens, exit_indices, sum(part[2] for part in parts))
+    return Continuations(
+        np.concatenate([part.tokens_KBN for part in parts], axis=1),
+        np.concatenate([part.exits_KBN for part in parts], axis=1),
+        sum(part.rows_run for part in parts),
+    )
 
 
 def _continue(
@@ -103,7 +122,7 @@ def _continue(
     steps: int,
     limits_KEN: NDArray[np.float32],
     measure: Measure,
-) -> tuple[Ints, Ints, int]:
+) -> Continuations:
     rules, batch, vocabulary = len(limits_KEN), len(prompts), model.config.vocab_size
     lengths_B = np.array([len(prompt) for prompt in prompts])
     tokens_BT = np.zeros((batch, lengths_B.max()), np.int64)  # padded behind; overwritten before it is seen
@@ -136,7 +155,7 @@ def _continue(
         token_R[row_R] = next_R
         newest_RC = [x[:, 0] for x in _forward(model, cache, token_R[:, None], lengths_B[prompt_R] + t)]
         rows_run += len(token_R)
-    return tokens_KBN, exits_KBN, rows_run
+    return Continuations(tokens_KBN, exits_KBN, rows_run)
 
 
 def _forward(model: Transformer, cache: KVCache, tokens_RT: Ints, starts_R: Ints) -> list[Tensor]:

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from lit_eff.runtime.betting import RiskTest
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decode import Round
 from lit_eff.runtime.metrics import Metric
 from lit_eff.runtime.prompts import Prompt
 from lit_eff.runtime.risk import Comparison, SequenceLoss, compare
-from lit_eff.runtime.risk_test import RiskTest
 from lit_eff.runtime.segments import SegmentRunner
 
 
@@ -47,7 +47,7 @@ def audit(
     alpha: float,
     metric: Metric | None = None,
 ) -> Audit:
-    """Measure the certified loss on prompts, one at a time (:class:`lit_eff.runtime.risk_test.RiskTest`).
+    """Measure the certified loss on prompts, one at a time (:class:`lit_eff.runtime.betting.RiskTest`).
 
     Args:
         prompts: at least one; a random sample in a random order, none used in calibration. For risk

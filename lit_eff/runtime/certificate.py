@@ -17,7 +17,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -49,6 +51,13 @@ def tokenizer_sha256(tokenizer_json: str | None) -> str | None:
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    # What older files lack stays out of the content where it is unknown: their digest stays the same.
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        optional = {name for name, field in type(self).model_fields.items() if field.default is None}
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if value is not None or name not in optional}
+
 
 class Candidate(_Strict):
     """One threshold of the grid as measured on the calibration split.
@@ -59,6 +68,8 @@ class Candidate(_Strict):
         p_value: of the null hypothesis "the true risk exceeds delta".
         certified: whether the procedure rejected that hypothesis.
         layers_per_token: as in :class:`Measured`.
+        risk_interval: lower and upper bound of the true risk; each holds with probability ``1 - epsilon``,
+            for this candidate and by itself; ``None``: not recorded.
     """
 
     threshold: Probability
@@ -66,6 +77,7 @@ class Candidate(_Strict):
     p_value: Probability
     certified: bool
     layers_per_token: float
+    risk_interval: tuple[Probability, Probability] | None = None
 
 
 class Measured(_Strict):
@@ -80,6 +92,7 @@ class Measured(_Strict):
         computed_layers_per_token: mean layers in fact computed for a token by the end of the continuation:
             under the deferred KV policy a token's skipped layers run with the next token that goes deeper, in
             the same launch.
+        exit_shares: share of tokens that left at each of ``exit_layers``; ``None``: not recorded.
     """
 
     split_sha256: Sha256
@@ -87,6 +100,7 @@ class Measured(_Strict):
     risk: Probability
     layers_per_token: float
     computed_layers_per_token: float
+    exit_shares: tuple[Probability, ...] | None = None
 
 
 class Certificate(_Strict):

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
+from lit_eff.runtime.betting import RiskTest
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.claim import DIFFERENCES
 from lit_eff.runtime.decode import Round
 from lit_eff.runtime.random_numbers import Purpose, random_word
 from lit_eff.runtime.risk import unwatchable
-from lit_eff.runtime.risk_test import RiskTest
 
 FORMAT_VERSION = 1
 BINS = 20  # of equal width over [0, 1], where every confidence measure lies

@@ -14,8 +14,9 @@ from scipy.stats import binom
 
 from lit_eff.calibration.classifier import Batch, calibrate_classifier
 from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.figures import overview
 from lit_eff.calibration.job import calibrate
-from lit_eff.calibration.report import figure, markdown
+from lit_eff.calibration.report import markdown
 from lit_eff.calibration.traffic import recalibrate
 from lit_eff.cli.main import main
 from lit_eff.data import ClassificationData
@@ -118,7 +119,7 @@ def test_every_figure_is_what_each_sequence_alone_gives(risk: str, measure: str,
     assert (made.certifies, made.metric, made.kv_policy) == (risk, "zero_one", None)
     assert (made.prompt_length, made.continuation_length, made.measure) == (None, 1, measure)
     assert "KV policy `none`" in markdown(made)
-    assert "label" in figure(made).axes[0].get_ylabel()
+    assert "label" in overview(made).axes[0].get_ylabel()
     made.save(tmp_path / "exits.json")
     assert Certificate.load(tmp_path / "exits.json") == made
 

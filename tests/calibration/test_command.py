@@ -13,6 +13,7 @@ import yaml
 
 from lit_eff.cli.main import main
 from lit_eff.data import LanguageModelData
+from lit_eff.decoding import batched
 from lit_eff.models.checkpoint import load_checkpoint
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
@@ -163,3 +164,29 @@ def test_data_split_otherwise_warns(
     assert main(["calibrate", *arguments, f"data.init_args.tokenizer.path={tokenizer}"]) == 0
     assert "not split as it was in training" in " ".join(capsys.readouterr().err.split())
     assert Certificate.load(tmp_path / "exits.json").train_sha256 is None
+
+
+def test_ctrl_c_keeps_what_was_generated_and_says_how_to_go_on(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, checkpoint = tmp_path / "mine.json", run_folder / "checkpoints" / "last.ckpt"
+    words = ["calibrate", "--ckpt_path", str(checkpoint), "calibration.batch_size=16"]
+    original, batches = batched._continue, []
+
+    def interrupted(model, batch, *rest):
+        batches.append(batch)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return original(model, batch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batched, "_continue", interrupted)
+        assert main([*words, "--output", str(output)]) == 130
+    error = capsys.readouterr().err
+    assert "resuming" not in error
+    assert f"is kept in {output}.partial; `lit-eff calibrate --ckpt_path {checkpoint}`" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json.partial"]
+
+    assert main([*words, "--output", str(output)]) == 0
+    assert "resuming: 32 of 40 calibration sequences" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine.md", "mine.png"}

@@ -10,13 +10,12 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from lit_eff.calibration import learn_then_test
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.job import calibrate, take_prompts
-from lit_eff.calibration.report import figure, markdown, write_markdown, write_tensorboard
+from lit_eff.calibration.report import markdown
+from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.decoding.torch_runner import TorchRunner
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint, weights_sha256
@@ -100,6 +99,10 @@ def test_every_figure_is_what_decoding_one_by_one_gives(tmp_path: Path) -> None:
         assert candidate.risk == pytest.approx(losses.mean(), abs=1e-12)
         launched = np.mean([one.layer_launches for sequence in rounds for one in sequence])
         assert candidate.layers_per_token == pytest.approx(launched)
+    low, high = risk_interval(np.stack(columns, axis=1), level=CONFIG.epsilon)
+    assert [one.risk_interval for one in certificate.candidates] == [
+        pytest.approx(pair) for pair in zip(low, high, strict=True)
+    ]
     expected = learn_then_test(np.stack(columns, axis=1), delta=CONFIG.delta, epsilon=CONFIG.epsilon)
     assert certificate.selected == expected.selected
     assert 0 < certificate.selected < len(CONFIG.thresholds) - 1, "the case should be neither trivial outcome"
@@ -115,6 +118,8 @@ def test_every_figure_is_what_decoding_one_by_one_gives(tmp_path: Path) -> None:
         assert split.sequences == len(batch)
         launches = [[one.layer_launches for one in sequence] for sequence in rounds]
         assert split.layers_per_token == pytest.approx(np.mean(launches))
+        shares = [np.mean(np.array(launches) == layers) for layers in certificate.exit_layers]
+        assert split.exit_shares == pytest.approx(shares)
         # All work but that of the prompt before its last token, which gets as deep as any later token.
         work = [
             sum(one.layer_tokens for one in sequence)
@@ -165,8 +170,8 @@ def test_never_exit_is_an_outcome() -> None:
     assert certificate.thresholds == (None, None)
     for split in (certificate.calibration, certificate.test):
         assert (split.risk, split.layers_per_token, split.computed_layers_per_token) == (0.0, 4.0, 4.0)
+        assert split.exit_shares == (0.0, 0.0, 1.0)
     assert "all 4 layers" in certificate.sentence()
-    figure(certificate)
 
 
 def test_the_test_split_selects_nothing() -> None:
@@ -235,31 +240,6 @@ def test_prompts_are_the_starts_of_long_enough_documents() -> None:
         UserError, match="the test split has 3 documents of at least 4 tokens; 4 are asked for"
     ):
         take_prompts(documents, split="test", count=4, length=4)
-
-
-def test_summary_and_plots_show_the_grid_and_the_line(tmp_path: Path) -> None:
-    certificate = run(load())
-    write_markdown(certificate, tmp_path / "exits.md")
-    text = (tmp_path / "exits.md").read_text()
-    assert certificate.sentence() in text
-    assert text.count("**selected**") == 1
-    assert sum(f"| {candidate.threshold:g} |" in text for candidate in certificate.candidates) == 4
-
-    risk, layers = figure(certificate).axes
-    np.testing.assert_allclose(risk.lines[0].get_ydata(), [one.risk for one in certificate.candidates])
-    assert set(risk.lines[1].get_ydata()) == {CONFIG.delta}
-    np.testing.assert_allclose(
-        layers.lines[0].get_ydata(), [one.layers_per_token for one in certificate.candidates]
-    )
-
-    writer = SummaryWriter(tmp_path)
-    write_tensorboard(certificate, writer)
-    writer.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert "calibration/risk_and_layers" in events.Tags()["images"]
-    assert "calibration/certificate/text_summary" in events.Tags()["tensors"]
-    scalar = events.Scalars("calibration/test_layers_per_token")[0].value
-    assert scalar == pytest.approx(certificate.test.layers_per_token)
 
 
 def test_measures_of_the_section_are_the_runtimes() -> None:

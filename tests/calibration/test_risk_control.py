@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lit_eff.calibration import conformal_risk_control, learn_then_test, upper_confidence_bound
-from lit_eff.calibration.p_values import wsr_p_value
+from lit_eff.calibration.p_values import P_VALUES, wsr_p_value
+from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.errors import UserError
 
 LOSSES = arrays(np.float64, st.tuples(st.integers(20, 40), st.integers(1, 5)), elements=st.floats(0, 1))
@@ -100,3 +101,41 @@ def test_bad_losses_are_refused(losses) -> None:
         conformal_risk_control(losses, delta=0.5)
     with pytest.raises(UserError, match="losses"):
         upper_confidence_bound(losses, delta=0.5, epsilon=0.1)
+
+
+@pytest.mark.parametrize("p_value", P_VALUES)
+@settings(max_examples=30)
+@given(LOSSES, st.floats(0.05, 0.95), st.floats(0.01, 0.3))
+def test_the_upper_bound_is_the_p_value_turned_round(
+    p_value: str, losses: np.ndarray, delta: float, level: float
+) -> None:
+    """At most delta where the p-value is at most the level; and the lower bound is its mirror image."""
+    losses = np.round(losses) if p_value == "binomial" else losses
+    low, high = risk_interval(losses, level=level, p_value=p_value)
+    clear = np.abs(high - delta) > 1e-9
+    refuted = P_VALUES[p_value](losses, delta, level) <= level
+    np.testing.assert_array_equal((high <= delta)[clear], refuted[clear])
+    mirrored = risk_interval(1 - losses, level=level, p_value=p_value)
+    np.testing.assert_allclose(low, 1 - mirrored[1], atol=1e-9)
+    if p_value != "wsr":  # whose bounds depend on the order, and need not enclose the mean
+        mean = losses.mean(axis=0)
+        assert np.all((low <= mean + 1e-9) & (mean <= high + 1e-9))
+
+
+@pytest.mark.parametrize("p_value", ["hoeffding_bentkus", "wsr"])
+@pytest.mark.parametrize("concentration", [1.0, 20.0])
+def test_each_bound_of_the_risk_misses_it_no_more_often_than_its_level(
+    p_value: str, concentration: float
+) -> None:
+    """Losses in between, of true risks from small to large; both bounds, each candidate by itself."""
+    level, trials, n = 0.1, 500, 100
+    risk = np.array([0.02, 0.1, 0.3, 0.5, 0.9])
+    rng = np.random.default_rng(0)
+    losses = rng.beta(concentration * risk, concentration * (1 - risk), (trials, n, len(risk)))
+    # Every trial's candidates as columns of their own.
+    columns = losses.transpose(1, 0, 2).reshape(n, -1)
+    low, high = (bound.reshape(trials, -1) for bound in risk_interval(columns, level=level, p_value=p_value))
+    allowed = level + 3 * np.sqrt(level * (1 - level) / trials)
+    assert np.all((low > risk).mean(axis=0) <= allowed)
+    assert np.all((high < risk).mean(axis=0) <= allowed)
+    assert np.all(np.median(high - low, axis=0) < 0.35), "an interval that says nothing would pass too"

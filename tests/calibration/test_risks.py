@@ -11,8 +11,9 @@ import pytest
 
 from lit_eff.calibration import learn_then_test
 from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.figures import overview
 from lit_eff.calibration.job import calibrate, take_prompts
-from lit_eff.calibration.report import figure, markdown
+from lit_eff.calibration.report import markdown
 from lit_eff.calibration.text_metrics import find_metric
 from lit_eff.calibration.traffic import recalibrate
 from lit_eff.decoding.torch_runner import TorchRunner
@@ -100,7 +101,7 @@ def test_every_figure_is_what_comparing_one_by_one_gives(risk: str, name: str) -
     again = audit(RUNNER, certificate, list(map(tuple, rows.tolist())), alpha=0.05, metric=metric)
     assert again.risk == pytest.approx(certificate.test.risk, abs=1e-12)
     assert certificate.sentence() in markdown(certificate)
-    assert "tokens changed" not in figure(certificate).axes[0].get_ylabel()
+    assert "tokens changed" not in overview(certificate).axes[0].get_ylabel()
 
 
 def test_never_exiting_loses_nothing_of_a_reference() -> None:

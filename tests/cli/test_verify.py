@@ -12,10 +12,10 @@ import pytest
 from lit_eff.calibration.text_metrics import find_metric
 from lit_eff.cli.main import main
 from lit_eff.runtime.audit import audit
+from lit_eff.runtime.betting import RiskTest
 from lit_eff.runtime.bundle import open_bundle, replace_certificate
 from lit_eff.runtime.decode import GenerateRequest, generate
 from lit_eff.runtime.prompts import certified_prompts, read_prompts
-from lit_eff.runtime.risk_test import RiskTest
 from tests.export.bundles import bold_certificate, readable_bundle, readable_checkpoint
 from tests.runtime.fakes import byte_tokenizer
 

@@ -75,6 +75,29 @@ def test_round_trip(make: Callable[[], Certificate], tmp_path: Path) -> None:
     assert [child.name for child in tmp_path.iterdir()] == ["exits.json"]
 
 
+def test_a_file_from_before_intervals_and_exit_shares_loads_and_keeps_its_digest(tmp_path: Path) -> None:
+    old, path = certificate(), tmp_path / "exits.json"
+    old.save(path)
+    content = json.loads(path.read_text())
+    assert set(content["candidates"][0]) == {
+        *("threshold", "risk", "p_value", "certified", "layers_per_token")
+    }
+    assert "exit_shares" not in content["test"]
+    assert never().model_dump(mode="json")["selected"] is None
+    assert content["content_sha256"] == old.sha256 == Certificate.load(path).sha256
+    new = old.model_copy(
+        update={
+            "test": old.test.model_copy(update={"exit_shares": (0.5, 0.25, 0.25)}),
+            "candidates": tuple(
+                one.model_copy(update={"risk_interval": (0.0, 1.0)}) for one in old.candidates
+            ),
+        }
+    )
+    new.save(path)
+    assert Certificate.load(path) == new != old
+    assert new.sha256 != old.sha256
+
+
 def test_never_is_a_word_in_the_file_and_none_in_the_rule(tmp_path: Path) -> None:
     path = tmp_path / "exits.json"
     never().save(path)

@@ -19,10 +19,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lit_eff.errors import UserError
+from lit_eff.runtime.betting import RiskTest
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.monitor import Monitor
 from lit_eff.runtime.prompts import read_prompts
-from lit_eff.runtime.risk_test import RiskTest
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.app import create_app
 from lit_eff.serving.config import ServeConfig

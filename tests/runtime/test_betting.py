@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from lit_eff.errors import UserError
-from lit_eff.runtime.risk_test import FRACTIONS_J, RiskTest, first_stakes, log_wealth, play
+from lit_eff.runtime.betting import FRACTIONS_J, RiskTest, first_stakes, log_wealth, play
 
 DELTA = 0.1
 Draw = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # means (S,), rng -> losses (S,)

@@ -1,0 +1,52 @@
+"""What every calibration of the command line does while it runs: progress bars, parts to go on from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from lit_eff.calibration.certify import Progress as Report
+from lit_eff.calibration.resume import WorkFolder
+
+
+@contextmanager
+def resumable(output: Path, command: str) -> Iterator[WorkFolder]:
+    """What is generated inside is kept beside ``output`` until all inside has succeeded.
+
+    Args:
+        command: what goes on where an interrupted one was.
+    """
+
+    def found(stage: str, kept: int, sequences: int) -> None:
+        print(f"resuming: {kept} of {sequences} {stage} sequences are there already", file=sys.stderr)
+
+    output = output.absolute()  # "." has no name
+    work = WorkFolder(output.with_name(f"{output.name}.partial"), found)
+    try:
+        yield work
+    except KeyboardInterrupt:
+        if work.path.exists():
+            kept = f"lit-eff: what was generated is kept in {work.path}"
+            print(f"{kept}; `{command}` with the same options goes on", file=sys.stderr)
+        raise
+    work.remove()
+
+
+@contextmanager
+def bars() -> Iterator[Report]:
+    """Progress bars on standard error, one for each stage of a calibration."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{stage} sequences", total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield progress
