@@ -28,6 +28,7 @@ from lit_eff.bench.progress import progress
 from lit_eff.bench.results import Measurement, header, lines, with_ratios, write_results
 from lit_eff.calibration import P_VALUES, fixed_sequence, learn_then_test, learn_thresholds
 from lit_eff.cli.arguments import Parser
+from lit_eff.cli.calibration_run import add_device
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 
@@ -212,8 +213,10 @@ def _deployment(argv: Sequence[str], options: Namespace) -> int:
     from lit_eff.cli.calibrate import calibration_inputs
     from lit_eff.cli.lightning import recipe_of_checkpoint
 
+    if options.resplits < 1:
+        raise UserError(f"--resplits is {options.resplits}; expected at least 1")
     recipe = recipe_of_checkpoint(options.checkpoint, options.settings)
-    given = calibration_inputs(options.checkpoint, recipe)
+    given = calibration_inputs(options.checkpoint, recipe, options.device)
     found = deployment.measure(given, options.resplits, options.seed)
     head, measurements = header("calibration", argv, {}), deployment.measurements(found)
     if options.json:
@@ -237,6 +240,7 @@ def _parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="of `lit-eff fit`, with its recipe")
     parser.add_argument("--resplits", type=int, default=20, help="of its prompts (default: %(default)s)")
+    add_device(parser)
     parser.add_argument("settings", nargs="*", help="changes to the checkpoint's recipe, as in a.b=1")
     parser.add_argument(
         "--output", type=Path, help="write JSON lines here, and a plot of simulations beside them (.png)"

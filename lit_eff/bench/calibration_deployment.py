@@ -24,7 +24,6 @@ from lit_eff.calibration.job import measure_grid
 from lit_eff.calibration.ltt import learn_then_test
 from lit_eff.cli.calibrate import CalibrationInputs
 from lit_eff.cli.calibration_run import bars
-from lit_eff.errors import UserError
 
 Floats = NDArray[np.float64]
 
@@ -68,10 +67,8 @@ def measure(given: CalibrationInputs, resplits: int, seed: int) -> Deployment:
     """Continue every prompt, of calibration and test, and divide them again.
 
     Raises:
-        UserError: for a model that cannot be calibrated, or fewer than one re-split.
+        UserError: for a model that cannot be calibrated.
     """
-    if resplits < 1:
-        raise UserError(f"--resplits is {resplits}; expected at least 1")
     prompts = np.concatenate([given.prompts, given.held_out])
     with bars() as progress:
         grid = measure_grid(given.loaded, prompts, given.config, progress)

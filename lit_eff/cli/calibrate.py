@@ -14,7 +14,7 @@ from rich.console import Console
 from lit_eff.calibration.certify import Progress as Report
 from lit_eff.calibration.certify import check_sequences
 from lit_eff.cli.arguments import Parser
-from lit_eff.cli.calibration_run import bars, resumable
+from lit_eff.cli.calibration_run import add_device, bars, calibration_device, resumable
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse(rest)
     recipe = recipe_of(config, overrides, ["--ckpt_path", str(options.ckpt_path)])
     output = options.output or options.ckpt_path.parent / CERTIFICATE
-    certificate = calibrate_checkpoint(options.ckpt_path, recipe, output)
+    certificate = calibrate_checkpoint(options.ckpt_path, recipe, output, options.device)
     if as_json:
         print(json.dumps({"certificate": str(output), **certificate.model_dump(mode="json")}, indent=2))
     else:
@@ -67,15 +67,19 @@ def _parser() -> Parser:
     add("--ckpt_path", type=Path, required=True, metavar="CKPT", help="a checkpoint of `lit-eff fit`")
     add("--config", metavar="RECIPE", help="its data and calibration sections; default: the checkpoint's own")
     add("--output", type=Path, metavar="FILE", help=f"default: {CERTIFICATE} beside the checkpoint")
+    add_device(parser)
     add("--json", action="store_true", help="print the certificate as JSON")
     return parser
 
 
-def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certificate:
+def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path, device: str = "auto") -> Certificate:
     """Calibrate a checkpoint on the recipe's data; writes the certificate, its summary and plots.
 
     The summary is a Markdown file beside ``output`` with the plots as a PNG, which also go to the run's
     TensorBoard folder. An interrupted calibration goes on where it was.
+
+    Args:
+        device: one of :data:`lit_eff.cli.calibration_run.DEVICES`.
 
     Raises:
         UserError: for anything wrong with the checkpoint, the recipe or the data; nothing is written then.
@@ -86,7 +90,7 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path) -> Certi
     from lit_eff.calibration.report import write_report, write_tensorboard
     from lit_eff.data import ClassificationData
 
-    loaded, config, data = _open(ckpt_path, recipe)
+    loaded, config, data = _open(ckpt_path, recipe, device)
     with resumable(output, f"lit-eff calibrate --ckpt_path {ckpt_path}") as work:
         with bars() as progress:
             if isinstance(data, ClassificationData):
@@ -128,22 +132,22 @@ class CalibrationInputs:
     split_hashes: Mapping[str, str]
 
 
-def calibration_inputs(ckpt_path: Path, recipe: Recipe) -> CalibrationInputs:
-    """Read a language model's checkpoint and the recipe's data.
+def calibration_inputs(ckpt_path: Path, recipe: Recipe, device: str = "auto") -> CalibrationInputs:
+    """Read a language model's checkpoint, onto ``device`` as in :func:`calibrate_checkpoint`, and its data.
 
     Raises:
         UserError: for anything wrong with the checkpoint, the recipe or the data, or another kind of model.
     """
     from lit_eff.data import LanguageModelData
 
-    loaded, config, data = _open(ckpt_path, recipe)
+    loaded, config, data = _open(ckpt_path, recipe, device)
     if not isinstance(data, LanguageModelData):
         raise UserError(f"re-splits need text data (LanguageModelData); the recipe has {type(data).__name__}")
     return _prompts(loaded, config, data)
 
 
 def _open(
-    ckpt_path: Path, recipe: Recipe
+    ckpt_path: Path, recipe: Recipe, device: str
 ) -> tuple[LoadedCheckpoint, CalibrationConfig, ClassificationData | LanguageModelData]:
     from lit_eff.cli.lightning import instantiate_data, typed_section
     from lit_eff.data import ClassificationData, LanguageModelData
@@ -152,6 +156,7 @@ def _open(
     loaded = load_checkpoint(ckpt_path)
     config = typed_section(recipe, "calibration")
     check_sequences(config, config.sequences)  # before any time is spent
+    loaded.model.to(calibration_device(device))
     data = instantiate_data(recipe)
     wanted = ClassificationData if loaded.model.config.labels else LanguageModelData
     if not isinstance(data, wanted):

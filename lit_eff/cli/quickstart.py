@@ -75,7 +75,7 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
         trained = train(recipe)
     with step("calibrate"):
         certificate = calibrate_checkpoint(
-            trained.checkpoint, recipe, trained.checkpoint.parent / CERTIFICATE
+            trained.checkpoint, recipe, trained.checkpoint.parent / CERTIFICATE, device="cpu"
         )
         console.print(certificate.sentence())
     with step("profile"):

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from lit_eff.calibration.report import markdown
 from lit_eff.calibration.traffic import recalibrate
 from lit_eff.cli.arguments import METRIC_HELP, Parser, check_metric
-from lit_eff.cli.calibration_run import bars, resumable
+from lit_eff.cli.calibration_run import add_device, bars, calibration_device, resumable
 from lit_eff.errors import UserError
 from lit_eff.export.torch_format import load_model
 from lit_eff.models.checkpoint import LoadedCheckpoint
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     logged = read_prompts(options.log, Tokenizer.from_str(bundle.tokenizer_json), model.config.vocab_size)
     longest = model.config.context - old.continuation_length
     prompts = certified_prompts(logged, length=None, longest=longest)
+    model.to(calibration_device(options.device))
     output = options.output or bundle.path
     command = f"lit-eff calibrate --update {options.update} --log {options.log}"
     with resumable(output, command) as work:
@@ -64,5 +65,6 @@ def _parser() -> Parser:
     most = "calibrate on so many prompts at most, and test on half as many (%(default)s)"
     add("--sequences", type=int, default=1000, metavar="N", help=most)
     add("--metric", metavar="FUNCTION", help=METRIC_HELP)
+    add_device(parser)
     add("--json", action="store_true", help="print the certificate as JSON")
     return parser

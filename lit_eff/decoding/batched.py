@@ -130,7 +130,8 @@ def _continue(
         tokens_T[: len(prompt)] = prompt
     cache = _ForkingCache(model, batch, int(lengths_B.max()) + steps)
     states_BTC = _forward(model, cache, tokens_BT, np.zeros(batch, np.int64))
-    newest_RC = [x_BTC[torch.arange(batch), torch.from_numpy(lengths_B - 1)] for x_BTC in states_BTC]
+    ends_B = torch.from_numpy(lengths_B - 1).to(cache.k.device)
+    newest_RC = [x_BTC[torch.arange(batch, device=ends_B.device), ends_B] for x_BTC in states_BTC]
 
     prompt_R = np.arange(batch)
     row_KB = np.broadcast_to(prompt_R, (rules, batch))
@@ -182,7 +183,9 @@ def _leave(
         if not asking.size:
             continue
         rows, place = np.unique(row_P[asking], return_inverse=True)
-        best_R, confidence_R = _read(model, newest_RC[e][torch.from_numpy(rows)], e, measure)
+        best_R, confidence_R = _read(
+            model, newest_RC[e][torch.from_numpy(rows).to(newest_RC[e].device)], e, measure
+        )
         leaves = np.full(len(asking), True) if e == last else confidence_R[place] >= limits_PE[asking, e]
         leaving = asking[leaves]
         token_P[leaving], exit_P[leaving] = best_R[place[leaves]], e
