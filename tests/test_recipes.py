@@ -241,6 +241,8 @@ def test_exit_classifier_trains_one_layer_alone(workplace: Workplace, target: st
     more = [] if target == "agreement" else [f"model.init_args.exit_classifier={target}"]
     assert typed("exit_classifier", *more).model.exit_classifier == target
     run = workplace.run("exit_classifier", *more)
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert len(report["training"]["score_auroc_per_exit"]) == len(report["training"]["exit_layers"]) - 1
     before = load_checkpoint(workplace.run("quickstart") / "checkpoints" / "last.ckpt").model.state_dict()
     after = load_checkpoint(run / "checkpoints" / "last.ckpt").model.state_dict()
     assert after.keys() - before.keys() == {"exit_classifier.weight", "exit_classifier.bias"}
