@@ -1,6 +1,6 @@
 """The second stage that trains the exit classifier: everything else is frozen and in eval mode.
 
-The loss needs nothing of the heads but predictions, so no more than a chunk of logits is held at a time.
+The loss needs nothing of the heads but predictions, so no more than a chunk of their logits is ever held.
 
 Shape legend: N tokens (or sequences), E exits whose heads ran, F early exits.
 """
@@ -75,9 +75,9 @@ def exit_classifier_loss(
     """The loss of scores (log-odds) against :func:`exit_targets`, averaged over the early exits.
 
     ``agreement`` takes the logistic loss, balanced: the mean over an exit's positives and that over its
-    negatives weigh a half each. An exit that has but one of the two adds nothing: a batch must not teach it
-    that everything agrees. ``correct`` takes BERxiT's mean squared error of the confidence, unbalanced, so
-    that confidences estimate probabilities.
+    negatives in the batch weigh a half each. An exit that has but one of the two adds nothing: a batch must
+    not teach it that everything agrees. ``correct`` takes BERxiT's mean squared error of the confidence,
+    unbalanced, so that confidences estimate probabilities.
 
     Args:
         scores_FN: float32.
@@ -85,7 +85,7 @@ def exit_classifier_loss(
         targets_N: int64; where it is -100 nothing counts.
 
     Returns:
-        The loss (scalar) and each early exit's share of it (F,), detached.
+        The loss (scalar) and each early exit's (F,), detached.
     """
     right_FN = exit_targets(prediction_EN, targets_N, target, len(scores_FN))
     valid_N = targets_N != IGNORED
