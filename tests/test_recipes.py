@@ -68,6 +68,9 @@ class Workplace:
     def exit_tuning(self) -> list[str]:
         return [f"vars.init_from={self.gpt2()}"]
 
+    def exit_classifier(self) -> list[str]:
+        return [f"vars.init_from={self.run('quickstart') / 'checkpoints/last.ckpt'}"]
+
     def gpt2(self) -> Path:
         """A Hugging Face folder with a tiny GPT-2 and the quickstart's tokenizer."""
         folder = self.home / "gpt2"
@@ -230,3 +233,21 @@ def test_exit_tuning_trains_the_exits_alone(
     }
     trained = [name for name, value in heads.items() if not torch.equal(after[name], value)]
     assert len(trained) > 2
+
+
+@pytest.mark.parametrize("target", ["agreement", "correct"])
+def test_exit_classifier_trains_one_layer_alone(workplace: Workplace, target: str) -> None:
+    """CALM's as packaged, BERxiT's as the recipe's comment says."""
+    more = [] if target == "agreement" else [f"model.init_args.exit_classifier={target}"]
+    assert typed("exit_classifier", *more).model.exit_classifier == target
+    run = workplace.run("exit_classifier", *more)
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert len(report["training"]["score_auroc_per_exit"]) == len(report["training"]["exit_layers"]) - 1
+    before = load_checkpoint(workplace.run("quickstart") / "checkpoints" / "last.ckpt").model.state_dict()
+    after = load_checkpoint(run / "checkpoints" / "last.ckpt").model.state_dict()
+    assert after.keys() - before.keys() == {"exit_classifier.weight", "exit_classifier.bias"}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    recipe = compose("exit_classifier", [*workplace.words("exit_classifier"), *more])
+    start = lightning_cli(recipe, [], run=False).model
+    start.configure_model()
+    assert not torch.equal(after["exit_classifier.weight"], start.model.exit_classifier.weight)

@@ -80,6 +80,11 @@ class TorchRunner:
         """Logits ``(T, V)`` of exit ``e``."""
         return self._in_tiles(hidden_TC, lambda tile_TC, _: self.model.logits(tile_TC, e))
 
+    @torch.inference_mode()
+    def exit_score(self, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
+        """The exit classifier's log-odds ``(T,)``; raises UserError when the model has none."""
+        return self._in_tiles(hidden_TC, lambda tile_TC, _: self.model.exit_score(tile_TC))
+
     def _in_tiles(
         self, hidden_TC: NDArray[Any], function: Callable[[Tensor, int], Tensor]
     ) -> NDArray[np.float32]:

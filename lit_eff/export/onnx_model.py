@@ -15,7 +15,7 @@ from lit_eff.export.onnx_graph import Graph, WeightFile
 from lit_eff.export.onnx_layers import CacheInputs, HeadLayout, array, block, dense, linear, mlp, norm
 from lit_eff.models.block import Block
 from lit_eff.models.config import ModelConfig
-from lit_eff.models.heads import Head
+from lit_eff.models.heads import SCORE_EPS, Head
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.manifest import OnnxGraphs, Segment
 from lit_eff.runtime.onnx_runner import MAX_ROWS
@@ -48,7 +48,11 @@ def write_graphs(model: Transformer, folder: Path) -> OnnxGraphs:
     check_supported(model.config)
     writer = _Writer(model, folder)
     return OnnxGraphs(
-        embed=writer.embed(), segments=writer.segments(), heads=writer.heads(), max_logit_error=()
+        embed=writer.embed(),
+        segments=writer.segments(),
+        heads=writer.heads(),
+        max_logit_error=(),
+        classifier=writer.classifier(),
     )
 
 
@@ -107,6 +111,15 @@ class _Writer:
             normed = self._normed(graph, x, e)
             names.append(self._save_rows(graph, normed, self._config.model_dim, f"head_norm_{e}.onnx"))
         return tuple((name, output) for name in names)
+
+    def classifier(self) -> str | None:
+        """``Transformer.exit_score``: ``hidden`` ``(B, T, C)`` to scores ``(B, T, 1)``."""
+        if (module := self._model.exit_classifier) is None:
+            return None
+        graph, x = self._rows_graph()
+        unit = graph.weight(np.ones(self._config.model_dim, np.float32))
+        normed = graph.node("RMSNormalization", x, unit, epsilon=SCORE_EPS)
+        return self._save_rows(graph, dense(graph, normed, module), 1, "exit_classifier.onnx")
 
     def _head(self, e: int, name: str) -> str:
         graph, x = self._rows_graph()

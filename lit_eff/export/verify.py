@@ -9,6 +9,8 @@ import copy
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from lit_eff.errors import UserError
 from lit_eff.models.transformer import Transformer
@@ -22,10 +24,10 @@ def logit_errors(model: Transformer, runner: SegmentRunner) -> tuple[float, ...]
     """Largest absolute difference between the runner's logits and torch's float32 ones, for each exit.
 
     ``TOKENS`` random tokens. The runner takes the first one alone and the rest in one call, so the cache is
-    read as well as written.
+    read as well as written. An exit classifier's scores are compared too.
 
     Raises:
-        UserError: for an error above ``TOLERANCE`` times the largest logit (or 1, if that is larger).
+        UserError: for an error above ``TOLERANCE`` times the largest value (or 1, if that is larger).
     """
     exact = (
         model if all(p.dtype == torch.float32 for p in model.parameters()) else copy.deepcopy(model).float()
@@ -42,13 +44,22 @@ def logit_errors(model: Transformer, runner: SegmentRunner) -> tuple[float, ...]
         for e, layer in enumerate(runner.exit_layers):
             rows = [runner.run_segment(state, e, hidden_TC[call], call.start) for call in calls]
             hidden_TC = np.concatenate(rows)
-            expected_TV = exact.logits(expected[e], e)[0].cpu().numpy()
-            error = float(np.abs(runner.head(e, hidden_TC) - expected_TV).max())
-            allowed = TOLERANCE * max(1.0, float(np.abs(expected_TV).max()))
-            if not error <= allowed:  # NaN fails too
-                raise UserError(
-                    f"the exported logits after layer {layer} differ from torch's by {error:.2e} (allowed "
-                    f"{allowed:.2e}); nothing was written. Please report the model configuration"
-                )
-            errors.append(error)
+            logits_TV = exact.logits(expected[e], e)[0]
+            errors.append(_error(f"logits after layer {layer}", runner.head(e, hidden_TC), logits_TV))
+            if exact.exit_classifier is not None:
+                score_T = exact.exit_score(expected[e])[0]
+                _error(f"exit scores after layer {layer}", runner.exit_score(hidden_TC), score_T)
     return tuple(errors)
+
+
+def _error(what: str, values: NDArray[np.float32], exact: Tensor) -> float:
+    """The largest absolute difference; raises UserError above the tolerance."""
+    expected = exact.cpu().numpy()
+    error = float(np.abs(values - expected).max())
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not error <= allowed:  # NaN fails too
+        raise UserError(
+            f"the exported {what} differ from torch's by {error:.2e} (allowed {allowed:.2e}); nothing was "
+            "written. Please report the model configuration"
+        )
+    return error

@@ -40,10 +40,13 @@ class ExitConfig:
         head: ``shared`` reads every exit with the final norm and output matrix; ``norm`` gives each exit its
             own norm; ``linear`` its own norm and output matrix; ``mlp`` its own norm, a residual SwiGLU or
             GELU block, and the shared output matrix.
+        classifier: one trained confidence measure for all early exits,
+            :meth:`lit_eff.models.transformer.Transformer.exit_score`.
     """
 
     layers: tuple[int, ...] = ()
     head: HeadKind = "shared"
+    classifier: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ class ModelConfig:
             )
         if self.exits.head not in get_args(HeadKind):
             raise UserError(f"exits.head is {self.exits.head!r}; expected one of {list(get_args(HeadKind))}")
+        if self.exits.classifier and not listed:
+            raise UserError("exits.classifier is true with no early exits to decide about; set exits.layers")
 
     @property
     def n_kv_heads(self) -> int:
@@ -200,6 +205,8 @@ class ModelConfig:
         """Plain JSON-ready types; :meth:`from_dict` is the inverse."""
         values = asdict(self)
         values["exits"]["layers"] = list(self.exits.layers)
+        if not self.exits.classifier:  # a model without one is described as it was before there were any
+            del values["exits"]["classifier"]
         return values
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Exit heads: from the hidden state after some layer to the vector that an output matrix reads.
+"""Exit heads: from the hidden state after some layer to the vector that an output matrix reads, or a score.
 
 Shapes: B batch, T length, C model dim, V vocabulary or labels; ``...`` any leading dimensions.
 """
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lit_eff.models.config import HeadKind, ModelConfig
 from lit_eff.models.layers import MLP, make_norm
+
+SCORE_EPS = 1e-6
 
 
 class HeadTransform(nn.Module):
@@ -66,6 +68,19 @@ class Head(nn.Module):
             self.bias = nn.Parameter(torch.zeros(width)) if config.output_bias else None
         elif owns_output:
             self.output = nn.Linear(config.model_dim, width, bias=config.output_bias)
+
+
+def exit_score(hidden: Tensor, classifier: nn.Linear) -> Tensor:
+    """``w . h / rms(h) + b`` with rms(h) = sqrt(mean(h^2) + 1e-6): (..., C) to (...), at least float32.
+
+    The linear classifier of CALM (Schuster et al. 2022, section 3.5) and BERxiT (Xin et al. 2021), which all
+    exits share; dividing by rms(h) lets depth change the state's direction alone, not its scale.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    weight_1C, bias_1 = classifier.weight.to(wide), classifier.bias.to(wide)
+    with torch.autocast(hidden.device.type, enabled=False):
+        normed = F.rms_norm(hidden.to(wide), hidden.shape[-1:], eps=SCORE_EPS)
+        return F.linear(normed, weight_1C, bias_1)[..., 0]
 
 
 def pool(hidden_BTC: Tensor, pooling: str, documents_BT: Tensor | None) -> Tensor:

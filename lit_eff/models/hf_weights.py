@@ -30,7 +30,8 @@ IGNORED = (
     "lm_head.weight",
 )
 EXIT_HEADS = "exit_heads."
-OUR_PREFIX = "lit_eff."  # names of ours in their files: exit heads, which they have no place for
+EXIT_CLASSIFIER = "exit_classifier."
+OUR_PREFIX = "lit_eff."  # names of ours in their files: what they have no place for, which is the exits' own
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def canonical(family: str, name: str) -> str:
 def from_theirs(
     rules: list[Rule], theirs: Mapping[str, Tensor], family: str, source: str
 ) -> dict[str, Tensor]:
-    """Our state dict (exit heads included if theirs holds them), from theirs under :func:`canonical` names.
+    """Our state dict (the exits' own if theirs holds them too), from theirs under :func:`canonical` names.
 
     Raises:
         UserError: a tensor of theirs is missing, or one is left over that the model does not have.
@@ -179,5 +180,6 @@ def to_theirs(rules: list[Rule], ours: Mapping[str, Tensor], config: ModelConfig
         parts = torch.split(tensor, [heads, kv_heads, kv_heads]) if fused else (tensor,)
         for name, part in zip(rule.theirs, parts, strict=True):
             found[name] = (part.T if rule.transpose else part).contiguous()
-    found |= {OUR_PREFIX + name: tensor for name, tensor in ours.items() if name.startswith(EXIT_HEADS)}
+    exits = (EXIT_HEADS, EXIT_CLASSIFIER)
+    found |= {OUR_PREFIX + name: tensor for name, tensor in ours.items() if name.startswith(exits)}
     return found

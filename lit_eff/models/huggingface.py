@@ -20,7 +20,14 @@ from lit_eff.models.checkpoint import model_from_state
 from lit_eff.models.config import AttentionBackend, ExitConfig, ModelConfig
 from lit_eff.models.heads import Head
 from lit_eff.models.hf_config import Task, config_from_hf, config_to_hf, family_of
-from lit_eff.models.hf_weights import EXIT_HEADS, canonical, from_theirs, rules, to_theirs
+from lit_eff.models.hf_weights import (
+    EXIT_CLASSIFIER,
+    EXIT_HEADS,
+    canonical,
+    from_theirs,
+    rules,
+    to_theirs,
+)
 from lit_eff.models.layers import init_weights
 from lit_eff.models.transformer import Transformer
 
@@ -42,7 +49,8 @@ def from_hf(
     Args:
         source: a ``transformers`` model, a local folder, or the name of a hub repository.
         exits: where to add exits; ``None`` takes those that :func:`save_hf` recorded in the folder, or none.
-            New heads start as copies of the final head; parts it does not have start from fresh weights.
+            New heads start as copies of the final head; parts it does not have start from fresh weights, as
+            does an exit classifier that the folder lacks.
         labels: classes of a new, untrained classifier in the place of the model's own head.
 
     Raises:
@@ -68,9 +76,11 @@ def from_hf(
             and not (rule.ours.startswith("head.transform") and rule.theirs[0] not in theirs)
         ]
     state = from_theirs(wanted, theirs, family, name)
-    if labels or config.exits != recorded:
+    if labels or replace(config.exits, classifier=recorded.classifier) != recorded:
         state = {key: tensor for key, tensor in state.items() if not key.startswith(EXIT_HEADS)}
-    state = _fresh_final_head(config, state) | state
+    if labels or not config.exits.classifier:
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(EXIT_CLASSIFIER)}
+    state = _fresh_parts(config, state) | state
     state = _copied_exit_heads(config, state) | state
     return model_from_state(config, state, source=name, attention_backend=attention_backend)
 
@@ -78,8 +88,9 @@ def from_hf(
 def save_hf(model: Transformer, folder: str | Path, *, tokenizer_json: str | None = None) -> Path:
     """Write ``config.json`` and ``model.safetensors`` that ``transformers`` and :func:`from_hf` load.
 
-    ``transformers`` computes the full model. Exits and the weights of their heads are kept beside it, under
-    names that it reports as unexpected and leaves alone. An existing folder is replaced as a whole.
+    ``transformers`` computes the full model. Exits, the weights of their heads and the exit classifier are
+    kept beside it, under names that it reports as unexpected and leaves alone. An existing folder is replaced
+    as a whole.
 
     Raises:
         UserError: no Hugging Face family computes this model.
@@ -100,12 +111,12 @@ def save_hf(model: Transformer, folder: str | Path, *, tokenizer_json: str | Non
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """The contents of ``config.json``; raises UserError when no Hugging Face family computes this model."""
     hf = config_to_hf(config, family_of(config))
-    hf["lit_eff"] = {"exits": {"layers": list(config.exits.layers), "head": config.exits.head}}
+    hf["lit_eff"] = {"exits": config.to_dict()["exits"]}
     return hf
 
 
 def to_hf_state_dict(model: Transformer) -> dict[str, Tensor]:
-    """The model's tensors on the CPU under Hugging Face's names; exit heads under ``lit_eff.exit_heads``."""
+    """The model's tensors on the CPU under Hugging Face's names; those of the exits under ``lit_eff.``."""
     ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     return to_theirs(rules(family_of(model.config), model.config), ours, model.config)
 
@@ -170,15 +181,19 @@ def _task(hf: Mapping[str, Any], name: str) -> Task:
 
 def _recorded_exits(hf: Mapping[str, Any]) -> ExitConfig:
     recorded = (hf.get("lit_eff") or {}).get("exits") or {}
-    return ExitConfig(tuple(recorded.get("layers", ())), recorded.get("head", "shared"))
+    return ExitConfig(
+        tuple(recorded.get("layers", ())), recorded.get("head", "shared"), recorded.get("classifier", False)
+    )
 
 
-def _fresh_final_head(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Initial weights for what the final head lacks (a new classifier)."""
-    head = Head(config)
-    init_weights(head, config.init_std)
+def _fresh_parts(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Initial weights for what the final head lacks (a new classifier), and for an exit classifier."""
+    parts = nn.ModuleDict({"head": Head(config)})
+    if config.exits.classifier:
+        parts["exit_classifier"] = nn.Linear(config.model_dim, 1)
+    init_weights(parts, config.init_std)
     dtype = state["embeddings.tokens.weight"].dtype
-    fresh = {f"head.{name}": tensor.to(dtype) for name, tensor in head.state_dict().items()}
+    fresh = {name: tensor.to(dtype) for name, tensor in parts.state_dict().items()}
     return {name: tensor for name, tensor in fresh.items() if name not in state}
 
 

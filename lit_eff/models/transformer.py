@@ -27,7 +27,7 @@ from lit_eff.models.attention_backend import BackendChoice, choose_backend, plan
 from lit_eff.models.block import Block, LayerInputs
 from lit_eff.models.cache import KVCache
 from lit_eff.models.config import AttentionBackend, ModelConfig
-from lit_eff.models.heads import Head, pool
+from lit_eff.models.heads import Head, exit_score, pool
 from lit_eff.models.layers import init_weights, make_norm, rotary_table
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class Transformer(nn.Module):
         own = () if config.exits.head == "shared" else config.exits.layers
         self.exit_heads = nn.ModuleList(Head(config, config.exits.head) for _ in own)
         self.head = Head(config)
+        self.exit_classifier = nn.Linear(config.model_dim, 1) if config.exits.classifier else None
         self._requested_backend = attention_backend
         self._backend: tuple[str, BackendChoice] | None = None
         self._compiled = False
@@ -211,6 +212,21 @@ class Transformer(nn.Module):
         if self.config.labels:
             hidden = pool(hidden, self.config.pooling, documents_BT)
         return self.project(self.head_norm(hidden, exit_index), exit_index)
+
+    def exit_score(self, hidden: Tensor, *, documents_BT: Tensor | None = None) -> Tensor:
+        """The exit classifier's log-odds that a hidden state at any exit may leave; see :func:`exit_score`.
+
+        Shapes as in :meth:`logits`, less the last dimension: a language model takes (..., C) to (...), a
+        classifier (B, T, C) to (B,). At least float32; the confidence is its sigmoid.
+
+        Raises:
+            UserError: the model has no exit classifier.
+        """
+        if self.exit_classifier is None:
+            raise UserError("this model has no exit classifier; train one with recipes/exit_classifier.yaml")
+        if self.config.labels:
+            hidden = pool(hidden, self.config.pooling, documents_BT)
+        return exit_score(hidden, self.exit_classifier)
 
     def head_norm(self, hidden: Tensor, exit_index: int) -> Tensor:
         """All of a head but its output matrix: MLP block, norm, transform; (..., C) to (..., C)."""

@@ -6,6 +6,7 @@
     embed.onnx       tokens to hidden states
     segment_E.onnx   the layers between exit E - 1 and exit E, keys and values in place
     head_E.onnx, ... hidden states to logits; graphs that exits share are there once
+    exit_classifier.onnx   hidden states to the exit classifier's score, where there is one
     weights.bin      the weights of all graphs, each content once
     model.safetensors, hf/   the other formats
 
@@ -19,7 +20,15 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from lit_eff.errors import UserError
 
@@ -52,18 +61,30 @@ class OnnxGraphs(_Strict):
             several exits list is loaded once.
         max_logit_error: per exit, the largest absolute difference from torch's logits on random tokens,
             measured when the bundle was written.
+        classifier: from hidden states to the exit classifier's scores; ``None``, and then not in the file,
+            for a model without one.
     """
 
     embed: str
     segments: tuple[Segment, ...]
     heads: tuple[tuple[str, ...], ...]
     max_logit_error: tuple[float, ...]
+    classifier: str | None = None
 
     @property
     def graph_files(self) -> tuple[str, ...]:
         """Every graph, each once."""
         names = [self.embed, *(segment.file for segment in self.segments)]
-        return tuple(dict.fromkeys([*names, *(name for head in self.heads for name in head)]))
+        names += [name for head in self.heads for name in head]
+        return tuple(dict.fromkeys(names if self.classifier is None else [*names, self.classifier]))
+
+    @model_serializer(mode="wrap")
+    def _without_absent_classifier(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An engine that knows no exit classifiers still opens the bundles of models without one."""
+        content: dict[str, Any] = serialize(self)
+        if self.classifier is None:
+            del content["classifier"]
+        return content
 
 
 class Provenance(_Strict):

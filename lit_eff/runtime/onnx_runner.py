@@ -60,6 +60,7 @@ class OnnxRunner:
         self._embed_inputs = {item.name for item in self._embed.get_inputs()}
         self._segments = [sessions[segment.file] for segment in graphs.segments]
         self._heads = [[sessions[name] for name in names] for names in graphs.heads]
+        self._classifier = [sessions[graphs.classifier]] if graphs.classifier else []
         self.vocab_size = int(self._heads[-1][-1].get_outputs()[0].shape[-1])
 
     def new_state(self) -> list[SegmentCache]:
@@ -92,13 +93,29 @@ class OnnxRunner:
 
     def head(self, e: int, hidden_TC: Hidden) -> NDArray[np.float32]:
         """Logits ``(T, V)`` of exit ``e``."""
-        logits = [self._head_call(e, hidden_TC[i : i + MAX_ROWS]) for i in range(0, len(hidden_TC), MAX_ROWS)]
-        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+        return self._in_calls(self._heads[e], hidden_TC)
 
-    def _head_call(self, e: int, hidden_TC: Hidden) -> NDArray[np.float32]:
+    def exit_score(self, hidden_TC: Hidden) -> NDArray[np.float32]:
+        """The exit classifier's log-odds ``(T,)``.
+
+        Raises:
+            UserError: the bundle has none.
+        """
+        if not self._classifier:
+            raise UserError(
+                "this model has no exit classifier; train one with recipes/exit_classifier.yaml and export it"
+            )
+        return self._in_calls(self._classifier, hidden_TC)[:, 0]
+
+    def _in_calls(self, graphs: list[ort.InferenceSession], hidden_TC: Hidden) -> NDArray[np.float32]:
+        """Row-wise graphs one after the other, over at most ``MAX_ROWS`` rows at a time."""
+        calls = [self._call(graphs, hidden_TC[i : i + MAX_ROWS]) for i in range(0, len(hidden_TC), MAX_ROWS)]
+        return calls[0] if len(calls) == 1 else np.concatenate(calls)
+
+    def _call(self, graphs: list[ort.InferenceSession], hidden_TC: Hidden) -> NDArray[np.float32]:
         values = np.zeros((1, _padded(len(hidden_TC)), hidden_TC.shape[1]), np.float32)
         values[0, : len(hidden_TC)] = hidden_TC
-        for session in self._heads[e]:
+        for session in graphs:
             values = session.run(None, {"hidden": values})[0]
         return values[0, : len(hidden_TC)]
 

@@ -58,6 +58,14 @@ class SegmentRunner(Protocol):
         """Logits ``(T, V)`` of exit ``e``."""
         ...
 
+    def exit_score(self, hidden_TC: Hidden) -> NDArray[np.float32]:
+        """The exit classifier's log-odds ``(T,)`` that hidden states at any exit may leave there.
+
+        Raises:
+            UserError: the model has no exit classifier.
+        """
+        ...
+
 
 class DeferredSequence:
     """The tokens of one sequence, how far each segment has got, and the hidden states waiting in between.

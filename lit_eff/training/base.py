@@ -26,6 +26,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_eff.errors import UserError
 from lit_eff.models.config import AttentionBackend, ModelConfig
 from lit_eff.models.transformer import Transformer
+from lit_eff.training.exit_classifier import (
+    ExitTarget,
+    ScoreMetrics,
+    check_exit_classifier,
+    exit_classifier_loss,
+    exits_needed,
+)
 from lit_eff.training.exit_loss import Curriculum, ExitLoss, weights_at
 from lit_eff.training.initial_weights import load_initial_weights
 from lit_eff.training.layer_dropout import LayerDropout, keep_mask
@@ -48,11 +55,15 @@ class LitEarlyExit(LightningModule):
     ``train/loss``, ``train/loss_exit_{layer}``, ``train/lr``, ``train/gradient_norm``,
     ``train/nonfinite_steps``; for ``validation`` and ``test`` the ``loss`` (all exits, weighted) and per exit
     ``perplexity_exit_{layer}``, ``accuracy_exit_{layer}``, ``agreement_exit_{layer}`` (with the last exit)
-    and ``ece_exit_{layer}`` (expected calibration error).
+    and ``ece_exit_{layer}`` (expected calibration error). An exit classifier in training has its own loss as
+    ``train/loss`` and ``train/loss_exit_{layer}``, and for each early exit ``score_auroc_exit_{layer}`` and
+    ``score_balanced_accuracy_exit_{layer}``.
 
     Args:
         config: the model to train.
         exit_loss: weights, curriculum and self-distillation of the exits.
+        exit_classifier: train the exit classifier alone (``exits.classifier``), to tell where an exit's
+            prediction is in ``agreement`` with the last one's (CALM) or ``correct`` (BERxiT).
         layer_dropout: LayerSkip's layer dropout.
         optimizer: a torch optimizer, or :class:`lit_eff.training.MuonAdamW`; norms, biases and embeddings
             are kept from its weight decay.
@@ -74,6 +85,7 @@ class LitEarlyExit(LightningModule):
         self,
         config: ModelConfig,
         exit_loss: ExitLoss = _EXIT_LOSS,
+        exit_classifier: ExitTarget | None = None,
         layer_dropout: LayerDropout = _LAYER_DROPOUT,
         # A lambda of constants, so that the command line can override single arguments of the default.
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(
@@ -93,8 +105,10 @@ class LitEarlyExit(LightningModule):
             raise UserError(f"model.seed is {seed}; expected 0 or more")
         if exit_loss.frozen_backbone:
             _check_frozen_backbone(config, layer_dropout)
+        check_exit_classifier(config, exit_classifier, exit_loss, layer_dropout)
         self.config = config
         self.exit_loss = exit_loss
+        self.exit_classifier = exit_classifier
         self.layer_dropout = layer_dropout
         self.make_optimizer = optimizer
         self.schedule = schedule
@@ -107,6 +121,7 @@ class LitEarlyExit(LightningModule):
         self.nonfinite_steps = 0  # in all
         self.nonfinite_in_a_row = 0
         self.exit_metrics = ExitMetrics(len(config.exit_layers))
+        self.score_metrics = exit_classifier and ScoreMetrics(len(config.exits.layers), exit_classifier)
 
     # --- what the subclasses say ---------------------------------------------------------------------------
 
@@ -165,9 +180,10 @@ class LitEarlyExit(LightningModule):
         restoring = self._trainer is not None and self.trainer.ckpt_path is not None
         if self.init_from is not None and not restoring:
             load_initial_weights(self.model, self.init_from)
-        if self.exit_loss.frozen_backbone:
+        alone = self.model.exit_heads if self.exit_loss.frozen_backbone else self.model.exit_classifier
+        if alone is not None:
             self.model.requires_grad_(False)
-            self.model.exit_heads.requires_grad_(True)
+            alone.requires_grad_(True)
             self.model.eval()
         self.model.checkpoint_blocks = self.activation_checkpointing
         if self.compile_blocks:
@@ -178,9 +194,10 @@ class LitEarlyExit(LightningModule):
             from lit_eff.parallel.fsdp import shard_model
 
             shard_model(self.model, self.device_mesh, precision=str(self.trainer.precision))
-            # Losses call this outside forward: with a frozen backbone nothing else would tell FSDP2 that
+            # Losses call these outside forward: with a frozen backbone nothing else would tell FSDP2 that
             # a backward pass comes, and no gradient would be reduced.
             register_fsdp_forward_method(self.model, "head_norm")
+            register_fsdp_forward_method(self.model, "exit_score")
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self.model))
@@ -197,6 +214,8 @@ class LitEarlyExit(LightningModule):
 
     def exits_computed(self, step: int) -> tuple[int, ...]:
         """The exits whose heads run at an optimizer step: those trained, and the last one if it teaches."""
+        if self.exit_classifier is not None:
+            return exits_needed(self.exit_classifier, len(self.config.exit_layers))
         trained = set(self.exit_weights(step))
         last = len(self.config.exit_layers) - 1
         teaches = self.exit_loss.distillation > 0 and any(index < last for index in trained)
@@ -222,9 +241,22 @@ class LitEarlyExit(LightningModule):
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         weights, exits = self.exit_weights(step), self.exits_computed(step)
         hiddens = self.hidden_states(batch, exits, keep_LB)
-        loss, nll_E = self.loss_of_exits(batch, hiddens, exits, [weights.get(index, 0.0) for index in exits])
-        self._log_step(loss, dict(zip(exits, nll_E, strict=True)), rows)
+        if self.exit_classifier is None:
+            weights_E = [weights.get(index, 0.0) for index in exits]
+            loss, losses = self.loss_of_exits(batch, hiddens, exits, weights_E)
+        else:
+            predictions_EN = self.statistics(batch, hiddens).prediction_EN
+            scores_FN, targets_N = self.exit_scores(batch, hiddens), self.targets(batch)
+            loss, losses = exit_classifier_loss(scores_FN, predictions_EN, targets_N, self.exit_classifier)
+        self._log_step(loss, dict(zip(exits, losses, strict=False)), rows)
         return loss
+
+    def exit_scores(self, batch: Batch, hiddens: Sequence[Tensor]) -> Tensor:
+        """The exit classifier's log-odds at each early exit, (F, N), from hidden states (B, T, C) of all."""
+        documents_BT = batch.get("documents_BT")
+        early = hiddens[: len(self.config.exits.layers)]
+        scores = [self.model.exit_score(hidden_BTC, documents_BT=documents_BT) for hidden_BTC in early]
+        return torch.stack([score.flatten() for score in scores])
 
     def _layers_kept(self, rows: int, step: int, micro_batch: int) -> Tensor | None:
         """This rank's columns of the mask (L, B) over the rows of all ranks.
@@ -246,9 +278,9 @@ class LitEarlyExit(LightningModule):
             return None
         return keep_LB[:, rows * share["rank"] : rows * (share["rank"] + 1)].to(self.device)
 
-    def _log_step(self, loss: Tensor, nll: dict[int, Tensor], rows: int) -> None:
+    def _log_step(self, loss: Tensor, losses: dict[int, Tensor], rows: int) -> None:
         self.log_dict(
-            {f"train/loss_exit_{self.config.exit_layers[index]}": value for index, value in nll.items()},
+            {f"train/loss_exit_{self.config.exit_layers[index]}": value for index, value in losses.items()},
             batch_size=rows,
         )
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=rows)
@@ -312,20 +344,29 @@ class LitEarlyExit(LightningModule):
     # --- evaluation ----------------------------------------------------------------------------------------
 
     def _evaluate(self, batch: Batch) -> None:
-        self.exit_metrics.update(self.statistics(batch, self.hidden_states(batch)), self.targets(batch))
+        hiddens, targets_N = self.hidden_states(batch), self.targets(batch)
+        statistics = self.statistics(batch, hiddens)
+        self.exit_metrics.update(statistics, targets_N)
+        if self.score_metrics is not None:
+            self.score_metrics.update(self.exit_scores(batch, hiddens), statistics.prediction_EN, targets_N)
 
     def _log_evaluation(self, stage: str) -> None:
         """``loss`` weighs all exits, whatever the curriculum had on, so that it compares across steps."""
         # torchmetrics squeezes the one value of a model without early exits.
         metrics = {name: value_E.reshape(-1) for name, value_E in self.exit_metrics.compute().items()}
+        curves = {name: metrics[name] for name in ("perplexity", "accuracy", "agreement", "ece")}
+        if self.score_metrics is not None:
+            curves |= self.score_metrics.compute()
         with torch.inference_mode(False):  # or a fit after a validate could not add to the sums
             self.exit_metrics.reset()
+            if self.score_metrics is not None:
+                self.score_metrics.reset()
         static = dataclasses.replace(self.exit_loss, curriculum=Curriculum())
         weights = weights_at(static, self.config.exit_layers, step=0, max_steps=1)
         weighted = [weight * metrics["nll"][index] for index, weight in weights.items()]
         values = {f"{stage}/loss": torch.stack(weighted).sum()}
-        for name in ("perplexity", "accuracy", "agreement", "ece"):
-            for layer, value in zip(self.config.exit_layers, metrics[name], strict=True):
+        for name, curve in curves.items():
+            for layer, value in zip(self.config.exit_layers, curve, strict=False):
                 values[f"{stage}/{name}_exit_{layer}"] = value
         self.log_dict({name: value.float() for name, value in values.items()}, sync_dist=True)
 

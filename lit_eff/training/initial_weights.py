@@ -22,8 +22,8 @@ def load_initial_weights(model: Transformer, source: str) -> None:
     """Copy the source's weights into ``model``.
 
     Exits that a checkpoint lacks start as copies of its final head, part by part (EE-Tuning, Pan et al.
-    2024); parts with no counterpart keep their fresh weights. So does the final head, if the source solves
-    another task (a language model's weights for a classifier).
+    2024); parts with no counterpart, and an exit classifier, keep their fresh weights. So does the final
+    head, if the source solves another task (a language model's weights for a classifier).
 
     Args:
         source: a ``.ckpt`` of ``lit-eff fit``, or a Hugging Face folder or name.
@@ -56,7 +56,7 @@ def load_initial_weights(model: Transformer, source: str) -> None:
 
 
 def _in_a_head(name: str) -> bool:
-    return name.startswith(("exit_heads.", "head."))
+    return name.startswith(("exit_heads.", "head.", "exit_classifier."))
 
 
 def _load(source: str, config: ModelConfig) -> Transformer:

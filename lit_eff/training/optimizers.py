@@ -22,6 +22,8 @@ def parameter_groups(model: Transformer) -> list[dict[str, Any]]:
     weight decay; ``embedding`` (an output matrix tied to it included) and ``vector`` (norms, biases) none.
     """
     outputs = {id(model.head_weight(index)) for index in range(len(model.config.exit_layers))}
+    if model.exit_classifier is not None:
+        outputs.add(id(model.exit_classifier.weight))
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     roles: dict[str, list[nn.Parameter]] = {role: [] for role in (MATRIX, OUTPUT, EMBEDDING, VECTOR)}
     for parameter in model.parameters():  # a shared parameter comes once

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,27 @@ def test_bits_do_not_depend_on_how_many_rows_share_a_call(config: ModelConfig, p
     tokens = np.array(prompt_of(runner, 37))
     for ours, theirs in zip(run_all(runner, tokens, pieces), run_all(runner, tokens, [37]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@CONFIGS
+@pytest.mark.parametrize("pieces", [[1] * 37, [16, 16, 5], [5, 1, 17, 3, 11]])
+def test_scores_are_the_models_and_do_not_depend_on_the_call(config: ModelConfig, pieces: list[int]) -> None:
+    exits = dataclasses.replace(config.exits, classifier=True)
+    runner = make_runner(dataclasses.replace(config, exits=exits))
+    hidden_TC = run_all(runner, np.array(prompt_of(runner, 37)), [37])[0]
+    with torch.no_grad():
+        expected_T = runner.model.exit_score(torch.from_numpy(hidden_TC))
+    score_T = runner.exit_score(hidden_TC)
+    assert (score_T.shape, score_T.dtype) == ((37,), np.float32)
+    np.testing.assert_allclose(score_T, expected_T, atol=1e-5)
+    parts = np.split(hidden_TC, np.cumsum(pieces)[:-1])
+    np.testing.assert_array_equal(np.concatenate([runner.exit_score(part) for part in parts]), score_T)
+
+
+def test_a_model_without_an_exit_classifier_says_so() -> None:
+    runner = make_runner(LLAMA)
+    with pytest.raises(UserError, match="no exit classifier; train one with recipes/exit_classifier"):
+        runner.exit_score(np.zeros((1, LLAMA.model_dim), np.float32))
 
 
 @CONFIGS

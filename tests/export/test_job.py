@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lit_eff.cli.export import main
+from lit_eff.decoding.torch_runner import TorchRunner
 from lit_eff.errors import UserError
 from lit_eff.export import job
 from lit_eff.export.config import ExportConfig
@@ -18,6 +20,7 @@ from lit_eff.export.job import export_bundle
 from lit_eff.export.torch_format import load_model
 from lit_eff.export.verify import logit_errors
 from lit_eff.models.checkpoint import LoadedCheckpoint, weights_sha256
+from lit_eff.models.config import ExitConfig
 from lit_eff.models.huggingface import from_hf
 from lit_eff.runtime.bundle import open_bundle
 from lit_eff.runtime.certificate import tokenizer_sha256
@@ -53,6 +56,33 @@ def test_all_formats_in_one_bundle(tmp_path: Path) -> None:
     assert again.config.exits == checkpoint.model.config.exits
     assert weights_sha256(again) == checkpoint.weights_sha256
     assert not [path for path in bundle.path.rglob("*") if path.suffix in {".pkl", ".pt", ".pth", ".ckpt"}]
+
+
+def test_an_exit_classifier_is_in_every_format(tmp_path: Path) -> None:
+    """Checkpoint to bundle to runner: the same layer, the same scores, and a hash of its own."""
+    checkpoint = loaded(tiny_model(exits=ExitConfig((1, 3), "norm", classifier=True)))
+    bundle = open_bundle(export_bundle(checkpoint, tmp_path / "b", None, ALL))
+    assert bundle.manifest.onnx is not None
+    assert bundle.manifest.onnx.classifier == "exit_classifier.onnx"
+    assert "exit_classifier.onnx" in bundle.manifest.files
+    again = load_model(bundle)
+    assert weights_sha256(again) == weights_sha256(from_hf(bundle.path / "hf")) == checkpoint.weights_sha256
+    onnx, torch_runner = bundle.runner(threads=1), TorchRunner(again)
+    hidden_TC = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected_T = checkpoint.model.exit_score(torch.from_numpy(hidden_TC)).numpy()
+    for runner in (onnx, torch_runner):
+        np.testing.assert_allclose(runner.exit_score(hidden_TC), expected_T, atol=1e-5)
+
+
+def test_scores_that_differ_from_torchs_are_not_written(tmp_path: Path) -> None:
+    model = tiny_model(exits=ExitConfig((1, 3), classifier=True))
+    runner = onnx_runner(model, tmp_path / "b")
+    assert model.exit_classifier is not None
+    with torch.no_grad():
+        model.exit_classifier.bias += 1e-2
+    with pytest.raises(UserError, match="exported exit scores after layer 1 differ from torch's by 1"):
+        logit_errors(model, runner)
 
 
 def test_provenance_and_decoding_defaults(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ def check_parity(model: Transformer, folder: Path) -> None:
         rows = [runner.run_segment(state, e, hidden_TC[call], call.start) for call in calls]
         hidden_TC = np.concatenate(rows)
         np.testing.assert_allclose(runner.head(e, hidden_TC), expected_TV, atol=2e-5)
+        if exact.exit_classifier is not None:
+            with torch.inference_mode():
+                score_T = exact.exit_score(states[e])[0].numpy()
+            np.testing.assert_allclose(runner.exit_score(hidden_TC), score_T, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,6 +47,12 @@ def test_every_family(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["norm", "linear", "mlp"])
 def test_every_head_kind(family: str, head: HeadKind, tmp_path: Path) -> None:
     check_parity(tiny_model(family, head), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "post_norm"])
+@pytest.mark.parametrize("head", ["shared", "linear"])
+def test_an_exit_classifier(family: str, head: HeadKind, tmp_path: Path) -> None:
+    check_parity(tiny_model(family, exits=ExitConfig((1, 3), head, classifier=True)), tmp_path)
 
 
 def test_a_model_without_early_exits(tmp_path: Path) -> None:

@@ -44,13 +44,17 @@ def make_model() -> Callable[..., Transformer]:
     """``make_model(family, exits=(1, 2), head="shared", **settings)``: 3 layers, and weights that matter."""
 
     def make(
-        family: str = "llama", exits: tuple[int, ...] = (1, 2), head: str = "shared", **settings: Any
+        family: str = "llama",
+        exits: tuple[int, ...] = (1, 2),
+        head: str = "shared",
+        classifier: bool = False,
+        **settings: Any,
     ) -> Transformer:
         torch.manual_seed(0)
         backend = settings.pop("attention_backend", "auto")
         values = {"layers": 3, "model_dim": 32, "heads": 4, "mlp_dim": 48, "context": 64, "init_std": 0.2}
         values |= FAMILIES[family] | settings
-        config = ModelConfig(vocab_size=VOCABULARY, exits=ExitConfig(exits, head), **values)  # type: ignore[arg-type]
+        config = ModelConfig(vocab_size=VOCABULARY, exits=ExitConfig(exits, head, classifier), **values)  # type: ignore[arg-type]
         return Transformer(config, attention_backend=backend).eval()
 
     return make

@@ -31,6 +31,7 @@ def config(**settings) -> ModelConfig:
         ({"exits": ExitConfig((2, 6))}, "from 1 to 5"),
         ({"exits": ExitConfig((3, 2))}, "increasing"),
         ({"exits": ExitConfig((2, 2))}, "increasing"),
+        ({"exits": ExitConfig(classifier=True)}, "exits.classifier is true with no early exits"),
         ({"exits": ExitConfig((2,), "own")}, "exits.head is 'own'"),  # type: ignore[arg-type]
     ],
 )
@@ -48,6 +49,14 @@ def test_dictionary_round_trip():
     original = config(kv_heads=2, window=8, exits=ExitConfig((2, 4), "mlp"))
     assert ModelConfig.from_dict(original.to_dict()) == original
     assert original.exit_layers == (2, 4, 6)
+
+
+def test_a_model_without_an_exit_classifier_is_described_as_before():
+    plain = config(exits=ExitConfig((2, 4), "mlp"))
+    assert plain.to_dict()["exits"] == {"layers": [2, 4], "head": "mlp"}
+    classified = config(exits=ExitConfig((2, 4), "mlp", classifier=True))
+    assert classified.to_dict()["exits"] == {"layers": [2, 4], "head": "mlp", "classifier": True}
+    assert ModelConfig.from_dict(classified.to_dict()) == classified
 
 
 def test_unknown_keys_are_named():

@@ -49,6 +49,31 @@ def test_other_exits_replace_the_recorded_ones(tmp_path, make_model):
     torch.testing.assert_close(model.head_weight(0), model.head_weight(1))
 
 
+@pytest.mark.parametrize("head", ["shared", "linear"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exit_classifier_goes_along(tmp_path, make_model, family, head):
+    model = make_model(family, head=head, classifier=True)
+    save_hf(model, tmp_path / "out")
+    back = from_hf(tmp_path / "out")
+    assert back.config.exits == model.config.exits
+    torch.testing.assert_close(back.state_dict(), model.state_dict(), rtol=0, atol=0)
+    without = from_hf(tmp_path / "out", dataclasses.replace(model.config.exits, classifier=False))
+    kept = {name: value for name, value in model.state_dict().items() if "exit_classifier" not in name}
+    torch.testing.assert_close(without.state_dict(), kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("head", ["shared", "linear"])
+def test_a_folder_without_an_exit_classifier_gets_a_fresh_one(tmp_path, make_model, head):
+    model = make_model(head=head)
+    save_hf(model, tmp_path / "out")
+    assert "classifier" not in (tmp_path / "out" / "config.json").read_text()
+    fresh = from_hf(tmp_path / "out", dataclasses.replace(model.config.exits, classifier=True))
+    added = fresh.state_dict().keys() - model.state_dict().keys()
+    assert added == {"exit_classifier.weight", "exit_classifier.bias"}
+    for name, value in model.state_dict().items():  # the exits' own heads too
+        assert torch.equal(fresh.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_classifier_on_a_pretrained_body(tmp_path, make_model, tokens_BT, family):
     pretrained = make_model(family, exits=())

@@ -12,11 +12,12 @@ import torch
 
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import load_checkpoint
+from lit_eff.models.config import ExitConfig
 from lit_eff.parallel.consolidate import consolidate, main
 from lit_eff.training import ExitLoss, LitLanguageModel, MuonAdamW
 from tests.parallel.ranks import alone, run_ranks
 from tests.parallel.runs import MAX_STEPS, SAVED_AT, fit, fit_sharded, module, read_result
-from tests.training.callbacks.tiny import make_module, same
+from tests.training.callbacks.tiny import make_config, make_module, same
 
 pytestmark = pytest.mark.distributed
 
@@ -139,18 +140,34 @@ def fit_exits_alone(folder: Path, text: Path, result: Path) -> None:
     fit_sharded(folder, text, result, lit=frozen_backbone())
 
 
-def test_heads_of_a_frozen_backbone_get_the_gradients_of_all_ranks(text: Path, tmp_path: Path) -> None:
-    """They are used outside the sharded model's forward, where FSDP2 would not reduce their gradients."""
+def classifier_alone() -> LitLanguageModel:
+    classified = make_config(exits=ExitConfig((1, 2), "norm", classifier=True))
+    return make_module(classified, exit_classifier="correct")
+
+
+def fit_classifier_alone(folder: Path, text: Path, result: Path) -> None:
+    fit_sharded(folder, text, result, lit=classifier_alone())
+
+
+@pytest.mark.parametrize(
+    ("module_of", "fit_both"),
+    [(frozen_backbone, fit_exits_alone), (classifier_alone, fit_classifier_alone)],
+    ids=["exit heads", "exit classifier"],
+)
+def test_what_trains_on_a_frozen_backbone_gets_the_gradients_of_all_ranks(
+    module_of: Any, fit_both: Any, text: Path, tmp_path: Path
+) -> None:
+    """It is used outside the sharded model's forward, where FSDP2 would not reduce their gradients."""
     (tmp_path / "one").mkdir()
-    fit(tmp_path / "one", text, tmp_path / "one" / "result.pt", lit=frozen_backbone())
-    run_ranks(fit_exits_alone, tmp_path / "two", text, tmp_path / "result.pt")
+    fit(tmp_path / "one", text, tmp_path / "one" / "result.pt", lit=module_of())
+    run_ranks(fit_both, tmp_path / "two", text, tmp_path / "result.pt")
     sharded, one = read_result(tmp_path), read_result(tmp_path / "one")
     torch.testing.assert_close(sharded["losses"], one["losses"], **CLOSE)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(sharded["weights"][name], weight, **CLOSE)
-    fresh = frozen_backbone()
+    fresh = module_of()
     fresh.configure_model()
-    heads = {name: weight for name, weight in fresh.named_parameters() if weight.requires_grad}
-    assert 0 < len(heads) < len(sharded["weights"])
-    for name, weight in heads.items():  # norms, which start as ones whatever the seed
+    trained = {name: weight for name, weight in fresh.named_parameters() if weight.requires_grad}
+    assert 0 < len(trained) < len(sharded["weights"])
+    for name, weight in trained.items():
         assert not torch.equal(weight, sharded["weights"][name]), f"{name} did not change"

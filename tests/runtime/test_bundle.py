@@ -140,6 +140,19 @@ def test_manifest_round_trip(bundle: Path) -> None:
     assert isinstance(manifest, Manifest)
 
 
+def test_a_bundle_without_an_exit_classifier_does_not_speak_of_one(bundle: Path) -> None:
+    """Older engines know no such field, and older bundles' digests were made without it."""
+    assert "classifier" not in (bundle / "manifest.json").read_text()
+    with pytest.raises(UserError, match="no exit classifier; train one with recipes/exit_classifier"):
+        open_bundle(bundle).runner(threads=1).exit_score(np.zeros((1, 64), np.float32))
+
+
+def test_an_exit_classifier_is_hashed_as_every_graph(bundle: Path) -> None:
+    rewrite_manifest(bundle, lambda content: content["onnx"].update(classifier="exit_classifier.onnx"))
+    with pytest.raises(UserError, match=r"exit_classifier\.onnx is used and not listed"):
+        open_bundle(bundle)
+
+
 def test_runs_where_torch_and_onnx_are_not_installed(bundle: Path) -> None:
     """A base install: the imports fail, the bundle runs and yields the same bits."""
     script = f"""

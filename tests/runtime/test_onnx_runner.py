@@ -37,7 +37,8 @@ def runner_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def make(shape: str, threads: int) -> OnnxRunner:
         family, changes = SHAPES[shape]
-        model = tiny_model(family, layers=3, exits=ExitConfig((1,)), context=CONTEXT, **changes)
+        exits = ExitConfig((1,), classifier=True)
+        model = tiny_model(family, layers=3, exits=exits, context=CONTEXT, **changes)
         return onnx_runner(model, tmp_path_factory.mktemp("graphs"), threads)
 
     return make
@@ -133,6 +134,29 @@ def test_states_are_independent_and_returned_arrays_are_not_reused(runner_of: An
     runner.run_segment(one, 0, runner.embed(TOKENS[60:64], 4), 4)
     np.testing.assert_array_equal(first, kept)
     np.testing.assert_array_equal(runner.run_segment(one, 0, hidden_TC[3:], 3), kept[3:])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_do_not_depend_on_the_split_into_calls(shape: str, threads: int, runner_of: Any) -> None:
+    runner = runner_of(shape, threads)
+    hidden_TC = runner.run_segment(runner.new_state(), 0, runner.embed(TOKENS, 0), 0)
+    one_by_one_T = np.concatenate([runner_of(shape, 1).exit_score(row_1C) for row_1C in hidden_TC[:, None]])
+    assert one_by_one_T.dtype == np.float32
+    assert len(set(one_by_one_T.tolist())) > 90  # of 97 tokens and their prefixes
+
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.lists(st.integers(1, 64), min_size=8, max_size=40))
+    def check(counts: list[int]) -> None:
+        parts = np.split(hidden_TC, np.minimum(np.cumsum(counts), CONTEXT))
+        scores_T = np.concatenate([runner.exit_score(part) for part in parts if len(part)])
+        np.testing.assert_array_equal(scores_T, one_by_one_T)
+
+    check()
+    hidden_TC[5, 3] = np.inf  # spoils no neighbour
+    spoilt_T = runner.exit_score(hidden_TC)
+    assert not np.isfinite(spoilt_T[5])
+    np.testing.assert_array_equal(np.delete(spoilt_T, 5), np.delete(one_by_one_T, 5))
 
 
 @pytest.mark.parametrize("draft_length", [1, 4, 7])

@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_eff.models.config import ExitConfig
 from lit_eff.training import MuonAdamW
 from lit_eff.training.callbacks import SaveOnInterrupt, TrainingInterrupted
-from tests.training.callbacks.tiny import same
+from tests.training.callbacks.tiny import make_config, make_module, same
 from tests.training_resume.runs import ACCUMULATE, MAX_STEPS, Record, demanding_module, interrupted_at, run
 
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "ema_state_dict", "LanguageModelData")
@@ -73,6 +74,22 @@ def test_interrupted_and_resumed(
     assert record.losses == uninterrupted.losses[steps_done * ACCUMULATE :]
     for part in COMPARED:
         assert same(final[part], expected[part], part) == []
+
+
+def test_an_exit_classifier_resumes_too(tmp_path: Path, text: Path) -> None:
+    def fit(name: str, *callbacks: Callback, **settings: Any) -> tuple[dict[str, Any], Record]:
+        classified = make_config(exits=ExitConfig((1, 2), "norm", classifier=True), init_std=0.3)
+        module = make_module(classified, exit_classifier="agreement")
+        return run(tmp_path / name, text, *callbacks, SaveOnInterrupt(), module=module, **settings)
+
+    whole, uninterrupted = fit("whole")
+    with pytest.raises(TrainingInterrupted):
+        fit("first", SignalAt(batch=7))
+    final, record = fit("second", ckpt_path=interrupted_at(tmp_path / "first"))
+    assert record.losses == uninterrupted.losses[3 * ACCUMULATE :]
+    assert len(set(uninterrupted.losses)) > MAX_STEPS
+    for part in COMPARED:
+        assert same(final[part], whole[part], part) == []
 
 
 def test_the_run_would_show_a_lost_state(

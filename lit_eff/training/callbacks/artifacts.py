@@ -123,6 +123,7 @@ SOURCES = {
     "training.accuracy_per_exit": "measured: last validation, shallow to deep",
     "training.agreement_per_exit": "measured: last validation, share of predictions equal to the last exit's",
     "training.ece_per_exit": "measured: last validation, expected calibration error",
+    "training.score_auroc_per_exit": "measured: last validation, the exit classifier at each early exit",
     "training.unigram_perplexity": "counted: unigram model of the train split on the validation targets",
     "training.tokens_per_second": "measured: this run's training batches, without validation and warm-up",
     "training.parameters": "counted",

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_eff.models.transformer import Transformer
 from lit_eff.training.callbacks.tensorboard import say_if_off, summary_writer
 
 TAG = "validation/quality_against_depth"
@@ -21,6 +22,7 @@ LABELS = {
     "accuracy": "accuracy",
     "agreement": "agreement with the last layer",
     "ece": "calibration error",
+    "score_auroc": "AUROC of the exit classifier",
 }
 
 
@@ -36,10 +38,14 @@ class DepthQualityPlot(Callback):
             say_if_off(trainer, "Quality-against-depth plot")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = summary_writer(trainer)
+        writer, model = summary_writer(trainer), pl_module.model
+        assert isinstance(model, Transformer)
         if writer is not None:
+            scored = model.config.exits.classifier
             charts = {
-                label: ["Multiline", [rf"validation/{name}_exit_\d+"]] for name, label in LABELS.items()
+                label: ["Multiline", [rf"validation/{name}_exit_\d+"]]
+                for name, label in LABELS.items()
+                if scored or name != "score_auroc"
             }
             charts["training loss"] = ["Multiline", [r"train/loss_exit_\d+"]]
             writer.add_custom_scalars({"exits": charts})

@@ -260,9 +260,11 @@ def training_note(trainer: Trainer) -> str:
 
 
 def validation_note(trainer: Trainer) -> str:
-    """Each exit's quality by layers run: ``validation perplexity 2: 91.2, 4: 70.1``."""
+    """What is trained of each exit, by layers run: ``validation perplexity 2: 91.2, 4: 70.1``."""
     model = trainer.lightning_module.model
     assert isinstance(model, Transformer)
     measure = "accuracy" if model.config.labels else "perplexity"
+    if model.config.exits.classifier:  # the exits themselves stay as they are
+        measure = "score_auroc"
     values = _by_layer(trainer, f"validation/{measure}_exit_")
     return f"validation {measure} " + ", ".join(f"{layer}: {value:.4g}" for layer, value in values.items())

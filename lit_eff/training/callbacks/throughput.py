@@ -99,6 +99,8 @@ def training_flops(module: LitEarlyExit, context: int, step: int) -> float:
     """Operations a token of one training step: the layers and heads that it runs, forward and backward."""
     count, exits = module.model.flops_per_token, module.exits_computed(step)
     forward = count(context, exits)
+    if module.exit_classifier is not None:  # all that is trained is one vector
+        return forward
     if not module.exit_loss.frozen_backbone:
         return 3 * forward
     deepest, last = exits[-1], len(module.config.exit_layers) - 1
