@@ -69,6 +69,11 @@ def measure(given: CalibrationInputs, resplits: int, seed: int) -> Deployment:
     Raises:
         UserError: for a model that cannot be calibrated.
     """
+    if given.config.learns or not given.config.shared:
+        raise UserError(
+            "re-splits are of thresholds shared by all exits; add calibration.procedure=fixed_sequence "
+            "calibration.learning_sequences=0, and numbers as calibration.thresholds"
+        )
     prompts = np.concatenate([given.prompts, given.held_out])
     with bars() as progress:
         grid = measure_grid(given.loaded, prompts, given.config, progress)
@@ -96,7 +101,7 @@ def resplit(
         ).selected
         column = 0 if selected is None else selected + 1
         yield Resplit(
-            threshold=None if selected is None else config.thresholds[selected],
+            threshold=None if selected is None else config.shared[selected],
             predicted_layers=float(layers_nK[calibration, column].mean()),
             predicted_risk=float(losses_nK[calibration, column].mean()),
             layers=float(layers_nK[test, column].mean()),

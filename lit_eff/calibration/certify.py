@@ -1,4 +1,4 @@
-"""From what exit rules did on two splits to a certificate, whatever the model writes or predicts.
+"""From what exit rules did on each split to a certificate, whatever the model writes or predicts.
 
 Shapes: B sequences, K exit rules, the first of which is the full model, E exits, N tokens of a sequence.
 """
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
+from lit_eff.calibration.paths import NEVER, learn_thresholds
 from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.models.checkpoint import LoadedCheckpoint
-from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
-from lit_eff.runtime.exit_rule import ExitRule
+from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+from lit_eff.runtime.evidence import Candidate, Learning, Measured
+from lit_eff.runtime.exit_rule import ExitRule, Thresholds
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
@@ -65,22 +67,31 @@ def check_sequences(config: CalibrationConfig, sequences: int) -> None:
 def certify(
     loaded: LoadedCheckpoint, config: CalibrationConfig, run: Run, *, split_hashes: Mapping[str, str]
 ) -> Certificate:
-    """Run the grid on the calibration split, choose by Learn then Test, and run the choice on the test split.
+    """Run the candidates on the calibration split, choose by Learn then Test, run the choice on the test's.
+
+    The candidates are the grid, or vectors learned on the ``learning`` split. Their order is fixed before the
+    calibration split is run.
 
     Args:
-        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
+        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, of ``learning`` if there is one, and
+            of ``train`` if known.
     """
     exit_layers = loaded.model.config.exit_layers
-    grid = run("calibration", grid_rules(config, len(exit_layers)))
+    early_exits = len(exit_layers) - 1
+    learning = None
+    if config.learns:
+        vectors, learning = _learn(config, run, exit_layers, split_hashes["learning"])
+    else:
+        vectors = config.vectors(early_exits)
+    grid = run("calibration", [exit_rule(vector, config) for vector in vectors])
     result = learn_then_test(
         grid.losses_BK[:, 1:],
         delta=config.delta,
         epsilon=config.epsilon,
         p_value=config.p_value,
-        procedure=config.procedure,
+        procedure="fixed_sequence" if config.learns else config.procedure,
     )
-    selected = None if result.selected is None else config.thresholds[result.selected]
-    rule = shared_rule(selected, config, len(exit_layers))
+    rule = exit_rule((None,) * early_exits if result.selected is None else vectors[result.selected], config)
     held_out = run("test", [rule])
 
     # Rule 0 of a run is the full model, and so is "never exit".
@@ -93,7 +104,7 @@ def certify(
         epsilon=config.epsilon,
         procedure=config.procedure,
         p_value=config.p_value,
-        candidates=_candidates(config, grid, result),
+        candidates=_candidates(config, vectors, grid, result),
         selected=result.selected,
         exit_layers=exit_layers,
         thresholds=rule.thresholds,
@@ -106,6 +117,7 @@ def certify(
         continuation_length=config.continuation_length,
         calibration=_measured(grid, column, split_hashes["calibration"]),
         test=_measured(held_out, 1, split_hashes["test"]),
+        learning=learning,
         # Only data split as it was in training is known not to hold documents the model was trained on.
         train_sha256=trained_on if trained_on == split_hashes.get("train") else None,
         weights_sha256=loaded.weights_sha256,
@@ -113,38 +125,70 @@ def certify(
     )
 
 
-def grid_rules(config: CalibrationConfig, exits: int) -> list[ExitRule]:
-    return [shared_rule(threshold, config, exits) for threshold in config.thresholds]
-
-
-def shared_rule(threshold: float | None, config: CalibrationConfig, exits: int) -> ExitRule:
-    """One threshold for all early exits."""
+def exit_rule(thresholds: Thresholds, config: CalibrationConfig) -> ExitRule:
+    """The rule of a vector of thresholds, one per early exit."""
     return ExitRule(
         measure=config.measure,
-        thresholds=(threshold,) * (exits - 1),
+        thresholds=thresholds,
         decay=config.decay,
         horizon=config.continuation_length,
     )
 
 
-def _candidates(config: CalibrationConfig, grid: Outcome, result: LttResult) -> tuple[Candidate, ...]:
+def _learn(
+    config: CalibrationConfig, run: Run, exit_layers: Sequence[int], split_sha256: str
+) -> tuple[list[Thresholds], Learning]:
+    """Vectors of thresholds from safest to boldest, by what they do on the ``learning`` split."""
+    sequences = 0
+
+    def measure(thresholds_VE: Floats) -> tuple[Floats, Floats]:
+        nonlocal sequences
+        done = run("learning", [exit_rule(vector, config) for vector in _vectors(thresholds_VE)])
+        sequences = len(done.losses_BK)
+        return done.losses_BK[:, 1:], exit_layers[-1] - done.launched_BK[:, 1:].mean(axis=0)
+
+    early_exits = len(exit_layers) - 1
+    path = learn_thresholds(
+        measure,
+        config.shared,
+        early_exits,
+        delta=config.delta,
+        epsilon=config.epsilon,
+        p_value=config.p_value,
+    )
+    # "Never exit" needs no test: it is what remains if nothing is certified. Where the path holds nothing
+    # else, all others being over delta or saving nothing, the test of the most conservative one shows it.
+    vectors = [vector for vector in _vectors(path.thresholds) if any(each is not None for each in vector)]
+    learning = Learning(split_sha256=split_sha256, sequences=sequences, vectors=path.measured)
+    return vectors or config.vectors(early_exits)[:1], learning
+
+
+def _vectors(thresholds_VE: Floats) -> list[Thresholds]:
+    return [tuple(None if each == NEVER else each for each in row) for row in thresholds_VE.tolist()]
+
+
+def _candidates(
+    config: CalibrationConfig, vectors: Sequence[Thresholds], grid: Outcome, result: LttResult
+) -> tuple[Candidate, ...]:
     losses_BK = grid.losses_BK[:, 1:]
     low_K, high_K = risk_interval(losses_BK, level=config.epsilon, p_value=config.p_value)
     columns = zip(
-        *(config.thresholds, losses_BK.mean(axis=0), result.p_values, result.rejected),
+        *(vectors, losses_BK.mean(axis=0), result.p_values, result.rejected),
         *(grid.launched_BK[:, 1:].mean(axis=0), low_K.tolist(), high_K.tolist()),
         strict=True,
     )
+    shared = all(len(set(vector)) == 1 and vector[0] is not None for vector in vectors)
     return tuple(
         Candidate(
-            threshold=float(threshold),
+            threshold=vector[0] if shared else None,
+            thresholds=None if shared else vector,
             risk=float(risk),
             p_value=float(p_value),
             certified=bool(rejected),
             layers_per_token=float(layers),
             risk_interval=(low, high),
         )
-        for threshold, risk, p_value, rejected, layers, low, high in columns
+        for vector, risk, p_value, rejected, layers, low, high in columns
     )
 
 

@@ -24,7 +24,7 @@ FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Calibrate one threshold, shared by all early exits.
+    """Calibrate one threshold, shared by all early exits, or a vector of them, one an exit.
 
     Everything here is fixed before calibration data is seen; choosing the measure, the decay or the grid by
     looking at the certificate and calibrating again on the same split voids the guarantee.
@@ -41,10 +41,15 @@ class CalibrationConfig:
         epsilon: the probability with which the guarantee may fail.
         sequences, test_sequences: prompts, each the start of its own document of that split; documents to
             classify.
+        learning_sequences: as many more, on which ``split_fixed_sequence`` learns its vectors and their
+            order; 0 for every other procedure. Documents of the validation split, which costs the test no
+            sequence; the model knows its training documents too well for an order that saves much.
         prompt_length: tokens; ``None``: prompts of any length, which logged traffic has. A classifier reads
             whole documents, and leaves both lengths unread.
         continuation_length: tokens.
-        thresholds: the grid, from the most conservative (largest) to the boldest, in [0, 1].
+        thresholds: the grid, from the most conservative (largest) to the boldest, in [0, 1]; or a path of
+            vectors in the order of their tests, one threshold an early exit, ``None`` never exiting there.
+            ``split_fixed_sequence`` combines the grid's thresholds to vectors of its own.
         measure: confidence measure of :class:`lit_eff.runtime.exit_rule.ExitRule`.
         decay: CALM's tau, with the continuation length as its horizon; ``None``: constant thresholds.
         batch_size: prompts decoded together; memory grows with it times the number of thresholds.
@@ -61,9 +66,10 @@ class CalibrationConfig:
     epsilon: float = 0.05
     sequences: int = 500
     test_sequences: int = 500
+    learning_sequences: int = 0
     prompt_length: int | None = 32
     continuation_length: int = 16
-    thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
+    thresholds: tuple[float | tuple[float | None, ...], ...] = DEFAULT_THRESHOLDS
     measure: Literal["softmax_response", "max_probability", "entropy"] = "softmax_response"
     decay: float | None = None
     batch_size: int = 64
@@ -79,12 +85,7 @@ class CalibrationConfig:
         for name in ("sequences", "test_sequences", "prompt_length", "continuation_length", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"calibration.{name} is {getattr(self, name)}; expected a positive integer")
-        grid = list(self.thresholds)
-        if not grid or grid != sorted(set(grid), reverse=True) or not 0.0 <= grid[-1] <= grid[0] <= 1.0:
-            raise UserError(
-                f"calibration.thresholds is {grid}; expected decreasing numbers in [0, 1], "
-                "most conservative first"
-            )
+        self._check_thresholds()
         if self.decay is not None and self.decay < 0:
             raise UserError(
                 f"calibration.decay is {self.decay}; expected a number of at least 0, or null for none"
@@ -93,10 +94,10 @@ class CalibrationConfig:
             value = getattr(self, name)
             if value not in options:
                 raise UserError(f"calibration.{name} is {value!r}{nearest(value, options)}")
-        if self.procedure == SPLIT:
+        if self.learns != (self.learning_sequences > 0):
             raise UserError(
-                f"calibration.procedure is {SPLIT!r}, which learns an order on another split; one "
-                "shared threshold has its order: use fixed_sequence"
+                f"calibration.learning_sequences is {self.learning_sequences} and calibration.procedure "
+                f"{self.procedure!r}; expected a positive integer with {SPLIT}, and 0 with any other"
             )
         self._check_loss()
 
@@ -106,9 +107,50 @@ class CalibrationConfig:
         return self.risk in CLASSIFIER_RISKS
 
     @property
+    def shared(self) -> tuple[float, ...]:
+        """The thresholds that all early exits share; none where they are vectors."""
+        return tuple(each for each in self.thresholds if not isinstance(each, tuple))
+
+    @property
+    def learns(self) -> bool:
+        """Whether vectors and their order are learned."""
+        return self.procedure == SPLIT
+
+    def vectors(self, early_exits: int) -> list[tuple[float | None, ...]]:
+        """The candidates, one threshold per early exit, in the order of their tests.
+
+        Raises:
+            UserError: for vectors made for another number of exits.
+        """
+        found = [
+            threshold if isinstance(threshold, tuple) else (threshold,) * early_exits
+            for threshold in self.thresholds
+        ]
+        for vector in found:
+            if len(vector) != early_exits:
+                raise UserError(
+                    f"calibration.thresholds holds {list(vector)}; expected a threshold for each of "
+                    f"{early_exits} early exits"
+                )
+        return found
+
+    @property
     def reference_length(self) -> int:
         """Tokens of a document read beyond the prompt."""
         return self.continuation_length if self.risk == "risk_consistency" else 0
+
+    def _check_thresholds(self) -> None:
+        vectors = [each for each in self.thresholds if isinstance(each, tuple)]
+        if vectors and not self.learns:
+            expected = "vectors of numbers in [0, 1] or null, one an early exit, or no vector at all"
+            values = [each for vector in vectors for each in vector if each is not None]
+            sound = not self.shared and all(vectors)
+        else:
+            expected = "decreasing numbers in [0, 1], most conservative first"
+            values = list(self.shared)
+            sound = not vectors and bool(values) and values == sorted(set(values), reverse=True)
+        if not sound or not all(0.0 <= each <= 1.0 for each in values):
+            raise UserError(f"calibration.thresholds is {list(self.thresholds)}; expected {expected}")
 
     def _check_loss(self) -> None:
         if self.metric not in METRICS and not FUNCTION.match(self.metric):

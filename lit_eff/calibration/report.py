@@ -69,12 +69,15 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
             "",
         ]
     lines += [
-        f"The grid, from conservative to bold ({certificate.procedure.replace('_', ' ')} certifies risk at "
-        f"most {certificate.delta:g} with total error {certificate.epsilon:g}; each bound of a true risk "
-        f"holds with probability {1 - certificate.epsilon:g}, for that threshold and by itself):",
+        f"{_order(certificate)}, from conservative to bold ({certificate.procedure.replace('_', ' ')} "
+        f"certifies risk at most {certificate.delta:g} with total error {certificate.epsilon:g}; each bound "
+        f"of a true risk holds with probability {1 - certificate.epsilon:g}, for that line and by itself):",
         "",
         *_table(
-            ("threshold", "risk", "bounds of the true risk", "p-value", "certified", "layers per token"),
+            (
+                *_threshold_columns(certificate),
+                *("risk", "bounds of the true risk", "p-value", "certified", "layers per token"),
+            ),
             _grid(certificate),
         ),
     ]
@@ -95,8 +98,8 @@ def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
             "users, topics or languages change, traffic drifts, or prompts were picked by how they fared",
         ),
         (
-            "every setting was fixed before the calibration data was seen: grid, measure, schedule, delta, "
-            "epsilon, procedure, p-value",
+            "every setting was fixed before the calibration data was seen: grid, order, measure, schedule, "
+            "delta, epsilon, procedure, p-value",
             "one is changed after a look at these figures and the same split calibrates again",
         ),
         (
@@ -132,7 +135,7 @@ def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
 
 def _schedule(certificate: Certificate) -> str:
     if certificate.decay is None:
-        return "constant threshold"
+        return "constant thresholds" if certificate.vectors else "constant threshold"
     return f"threshold decaying with tau {certificate.decay:g} over {certificate.horizon} tokens"
 
 
@@ -142,12 +145,29 @@ def _splits(certificate: Certificate) -> Iterator[tuple[str, ...]]:
         yield name, f"{split.sequences:,}", f"{split.risk:.4f}", *(f"{each:.2f}" for each in layers)
 
 
+def _order(certificate: Certificate) -> str:
+    learning = certificate.learning
+    if learning is not None:
+        return (
+            f"The path of {len(certificate.candidates):,}, which was learned on {learning.sequences:,} other "
+            f"sequences among {learning.vectors:,} vectors of thresholds"
+        )
+    return "The path" if certificate.vectors else "The grid"
+
+
+def _threshold_columns(certificate: Certificate) -> tuple[str, ...]:
+    if not certificate.vectors:
+        return ("threshold",)
+    return "place", *(f"threshold after layer {layer}" for layer in certificate.exit_layers[:-1])
+
+
 def _grid(certificate: Certificate) -> Iterator[tuple[str, ...]]:
     for index, one in enumerate(certificate.candidates):
         mark = "**selected**" if index == certificate.selected else "yes" if one.certified else "no"
         bounds = "" if one.risk_interval is None else "{:.4f} to {:.4f}".format(*one.risk_interval)
+        thresholds = [str(index + 1), *one.label.split(", ")] if certificate.vectors else [one.label]
         yield (
-            f"{one.threshold:g}",
+            *thresholds,
             f"{one.risk:.4f}",
             bounds,
             f"{one.p_value:.3g}",

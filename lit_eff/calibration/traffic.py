@@ -1,8 +1,10 @@
 """Calibration from logged traffic: the procedure of an older certificate, on what users now ask.
 
-Everything that must be fixed before the losses are seen is taken from that certificate: levels, grid,
-measure, schedule, procedure. Prompts are whole, as they were asked. They are split by a hash of their own
-content: a prompt always falls into the same part, however the log grows, and copies of one never into both.
+Everything that must be fixed before the losses are seen is taken from that certificate: levels, candidates
+in their order, measure, schedule, procedure. Vectors of thresholds whose order was learned are now a fixed
+sequence like any other: the log had no say in that order, so nothing need be learned again. Prompts are
+whole, as they were asked. They are split by a hash of their own content: a prompt always falls into the same
+part, however the log grows, and copies of one never into both.
 """
 
 from __future__ import annotations
@@ -69,11 +71,12 @@ def recalibrate(
             "on documents instead"
         )
     calibration, test = split_prompts(prompts)
+    procedure = certificate.procedure if certificate.learning is None else "fixed_sequence"
     needed = sequences_needed(
         certificate.delta,
         certificate.epsilon,
         certificate.p_value,
-        certificate.procedure,
+        procedure,
         len(certificate.candidates),
     )
     usable = min(len(calibration), most)
@@ -85,6 +88,7 @@ def recalibrate(
             f"takes about {math.ceil(needed / CALIBRATION_SHARE)} distinct prompts in the log"
         )
     calibration, test = calibration[:most], test[: max(1, most // 2)]
+    early_exits = len(certificate.exit_layers) - 1
     config = CalibrationConfig(
         risk=certificate.certifies,
         metric=certificate.metric,
@@ -94,11 +98,14 @@ def recalibrate(
         test_sequences=len(test),
         prompt_length=None,
         continuation_length=certificate.continuation_length,
-        thresholds=tuple(candidate.threshold for candidate in certificate.candidates),
+        thresholds=tuple(
+            candidate.vector(early_exits) if candidate.threshold is None else candidate.threshold
+            for candidate in certificate.candidates
+        ),
         measure=certificate.measure,
         decay=certificate.decay,
         p_value=certificate.p_value,
-        procedure=certificate.procedure,
+        procedure=procedure,
     )
     hashes = {"calibration": _split_sha256(calibration), "test": _split_sha256(test)}
     return calibrate(loaded, calibration, test, config, split_hashes=hashes, progress=progress, work=work)

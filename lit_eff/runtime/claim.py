@@ -34,6 +34,8 @@ def sentence(certificate: Certificate) -> str:
     layers, calibrated, tested = certificate.exit_layers[-1], certificate.calibration, certificate.test
     confidence = f"{100 * (1 - certificate.epsilon):.4g}%"
     how = f"{certificate.procedure}, {certificate.p_value}, {calibrated.sequences:,} sequences"
+    if certificate.learning is not None:
+        how += f", path learned on {certificate.learning.sequences:,} others"
     how = how.replace("_", "-")
     verb, promise, result = _parts(certificate)
     unit = "sequence" if certificate.classifies else "token"

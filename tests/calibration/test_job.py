@@ -259,7 +259,19 @@ def test_measures_of_the_section_are_the_runtimes() -> None:
         ({"decay": -1.0}, "calibration.decay is -1.0"),
         ({"p_value": "hoeffding_bentkos"}, "did you mean 'hoeffding_bentkus'"),
         ({"procedure": "holmes"}, "did you mean 'holm'"),
-        ({"procedure": "split_fixed_sequence"}, "learns an order on another split"),
+        ({"procedure": "split_fixed_sequence"}, "learning_sequences is 0 .* expected a positive integer"),
+        ({"learning_sequences": 5}, "learning_sequences is 5 .* 0 with any other"),
+        ({"thresholds": ((0.9, 0.5), 0.3)}, "no vector at all"),
+        ({"thresholds": ((0.9, 1.5),)}, "no vector at all"),
+        ({"thresholds": ((),)}, "no vector at all"),
+        (
+            {
+                "thresholds": ((0.9, 0.5),),
+                "procedure": "split_fixed_sequence",
+                "learning_sequences": 5,
+            },
+            "expected decreasing numbers",
+        ),
     ],
 )
 def test_bad_settings_are_refused(changes: dict, message: str) -> None:
