@@ -69,15 +69,16 @@ def measure(given: CalibrationInputs, resplits: int, seed: int) -> Deployment:
     Raises:
         UserError: for a model that cannot be calibrated.
     """
-    if given.config.learns or not given.config.shared:
+    if given.config.learns or given.config.also or not given.config.shared:
         raise UserError(
-            "re-splits are of thresholds shared by all exits; add calibration.procedure=fixed_sequence "
-            "calibration.learning_sequences=0, and numbers as calibration.thresholds"
+            "re-splits are of one risk, and of thresholds shared by all exits; add calibration.also=[] "
+            "calibration.procedure=fixed_sequence calibration.learning_sequences=0, and numbers as "
+            "calibration.thresholds"
         )
     prompts = np.concatenate([given.prompts, given.held_out])
     with bars() as progress:
         grid = measure_grid(given.loaded, prompts, given.config, progress)
-    found = resplit(grid.losses_BK, grid.launched_BK, given.config, resplits, seed)
+    found = resplit(grid.losses_RBK[0], grid.launched_BK, given.config, resplits, seed)
     return Deployment(given.config, given.loaded.model.config.exit_layers[-1], tuple(found))
 
 

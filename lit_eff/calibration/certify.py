@@ -1,6 +1,7 @@
 """From what exit rules did on each split to a certificate, whatever the model writes or predicts.
 
-Shapes: B sequences, K exit rules, the first of which is the full model, E exits, N tokens of a sequence.
+Shapes: R risks, B sequences, K exit rules, the first of which is the full model, E exits, N tokens of a
+sequence.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_eff.calibration import config as settings
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
 from lit_eff.calibration.paths import NEVER, learn_thresholds
 from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.models.checkpoint import LoadedCheckpoint
+from lit_eff.runtime import evidence
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
 from lit_eff.runtime.evidence import Candidate, Learning, Measured
 from lit_eff.runtime.exit_rule import ExitRule, Thresholds
@@ -29,24 +32,26 @@ class Outcome:
     """What each rule did with each sequence.
 
     Attributes:
-        losses_BK: in [0, 1], float64.
+        losses_RBK: of each risk, in [0, 1], float64.
         launched_BK, computed_BK: mean layers of a token, as in :class:`Measured`.
         shares_KE: share of all tokens that left at each exit.
     """
 
-    losses_BK: Floats
+    losses_RBK: Floats
     launched_BK: Floats
     computed_BK: Floats
     shares_KE: Floats
 
     @classmethod
-    def of_exits(cls, losses_BK: Floats, exits_KBN: NDArray[np.int64], exit_layers: Sequence[int]) -> Outcome:
+    def of_exits(
+        cls, losses_RBK: Floats, exits_KBN: NDArray[np.int64], exit_layers: Sequence[int]
+    ) -> Outcome:
         """From the exit index that each token came from."""
         layers_KBN = np.asarray(exit_layers, np.float64)[exits_KBN]
         # A token's deep layers run once some later token goes deep: the running maximum from the right.
         computed_KBN = np.maximum.accumulate(layers_KBN[:, :, ::-1], axis=2)
         shares = [np.bincount(taken.ravel(), minlength=len(exit_layers)) / taken.size for taken in exits_KBN]
-        return cls(losses_BK, layers_KBN.mean(axis=2).T, computed_KBN.mean(axis=2).T, np.stack(shares))
+        return cls(losses_RBK, layers_KBN.mean(axis=2).T, computed_KBN.mean(axis=2).T, np.stack(shares))
 
 
 # (split, rules) -> what the full model (rule 0) and each of the rules did there
@@ -60,7 +65,12 @@ def check_sequences(config: CalibrationConfig, sequences: int) -> None:
         UserError: with the number of sequences that could.
     """
     require_sequences(
-        sequences, config.delta, config.epsilon, config.p_value, config.procedure, len(config.thresholds)
+        sequences,
+        min(config.deltas),
+        config.epsilon,
+        config.p_value,
+        config.procedure,
+        len(config.thresholds),
     )
 
 
@@ -85,8 +95,8 @@ def certify(
         vectors = config.vectors(early_exits)
     grid = run("calibration", [exit_rule(vector, config) for vector in vectors])
     result = learn_then_test(
-        grid.losses_BK[:, 1:],
-        delta=config.delta,
+        grid.losses_RBK[..., 1:],
+        delta=config.deltas,
         epsilon=config.epsilon,
         p_value=config.p_value,
         procedure="fixed_sequence" if config.learns else config.procedure,
@@ -99,8 +109,9 @@ def certify(
     trained_on = (loaded.metadata.get("split_hashes") or {}).get("train")
     return Certificate(
         certifies=config.risk,
-        metric="zero_one" if config.classifies else config.metric,
+        metric=_certified_risk(config.risks[0]).metric,
         delta=config.delta,
+        also=tuple(map(_certified_risk, config.also)) or None,
         epsilon=config.epsilon,
         procedure=config.procedure,
         p_value=config.p_value,
@@ -144,15 +155,15 @@ def _learn(
     def measure(thresholds_VE: Floats) -> tuple[Floats, Floats]:
         nonlocal sequences
         done = run("learning", [exit_rule(vector, config) for vector in _vectors(thresholds_VE)])
-        sequences = len(done.losses_BK)
-        return done.losses_BK[:, 1:], exit_layers[-1] - done.launched_BK[:, 1:].mean(axis=0)
+        sequences = len(done.launched_BK)
+        return done.losses_RBK[..., 1:], exit_layers[-1] - done.launched_BK[:, 1:].mean(axis=0)
 
     early_exits = len(exit_layers) - 1
     path = learn_thresholds(
         measure,
         config.shared,
         early_exits,
-        delta=config.delta,
+        delta=config.deltas,
         epsilon=config.epsilon,
         p_value=config.p_value,
     )
@@ -163,6 +174,11 @@ def _learn(
     return vectors or config.vectors(early_exits)[:1], learning
 
 
+def _certified_risk(risk: settings.Risk) -> evidence.Risk:
+    metric = "zero_one" if risk.classifies else risk.metric
+    return evidence.Risk(certifies=risk.risk, metric=metric, delta=risk.delta)
+
+
 def _vectors(thresholds_VE: Floats) -> list[Thresholds]:
     return [tuple(None if each == NEVER else each for each in row) for row in thresholds_VE.tolist()]
 
@@ -170,10 +186,10 @@ def _vectors(thresholds_VE: Floats) -> list[Thresholds]:
 def _candidates(
     config: CalibrationConfig, vectors: Sequence[Thresholds], grid: Outcome, result: LttResult
 ) -> tuple[Candidate, ...]:
-    losses_BK = grid.losses_BK[:, 1:]
-    low_K, high_K = risk_interval(losses_BK, level=config.epsilon, p_value=config.p_value)
+    losses_RBK = grid.losses_RBK[..., 1:]
+    low_K, high_K = risk_interval(losses_RBK[0], level=config.epsilon, p_value=config.p_value)
     columns = zip(
-        *(vectors, losses_BK.mean(axis=0), result.p_values, result.rejected),
+        *(vectors, losses_RBK.mean(axis=1).T.tolist(), result.p_values, result.rejected),
         *(grid.launched_BK[:, 1:].mean(axis=0), low_K.tolist(), high_K.tolist()),
         strict=True,
     )
@@ -182,21 +198,24 @@ def _candidates(
         Candidate(
             threshold=vector[0] if shared else None,
             thresholds=None if shared else vector,
-            risk=float(risk),
+            risk=risks[0],
+            also_risks=tuple(risks[1:]) or None,
             p_value=float(p_value),
             certified=bool(rejected),
             layers_per_token=float(layers),
             risk_interval=(low, high),
         )
-        for vector, risk, p_value, rejected, layers, low, high in columns
+        for vector, risks, p_value, rejected, layers, low, high in columns
     )
 
 
 def _measured(outcome: Outcome, column: int, split_sha256: str) -> Measured:
+    risks = outcome.losses_RBK[..., column].mean(axis=1).tolist()
     return Measured(
         split_sha256=split_sha256,
-        sequences=len(outcome.losses_BK),
-        risk=float(outcome.losses_BK[:, column].mean()),
+        sequences=len(outcome.launched_BK),
+        risk=risks[0],
+        also_risks=tuple(risks[1:]) or None,
         layers_per_token=float(outcome.launched_BK[:, column].mean()),
         computed_layers_per_token=float(outcome.computed_BK[:, column].mean()),
         exit_shares=tuple(outcome.shares_KE[column].tolist()),

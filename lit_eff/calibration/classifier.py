@@ -131,9 +131,8 @@ def calibrate_classifier(
     def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
         predictions = predicted(split)
         exits_BK = leave(predictions, [ExitRule(measure=config.measure), *rules])
-        return Outcome.of_exits(
-            losses(predictions, exits_BK, config.risk), exits_BK.T[:, :, None], exit_layers
-        )
+        losses_RBK = np.stack([losses(predictions, exits_BK, each.risk) for each in config.risks])
+        return Outcome.of_exits(losses_RBK, exits_BK.T[:, :, None], exit_layers)
 
     # A sequence is read whole, and its label is all that comes out.
     config = replace(config, prompt_length=None, continuation_length=1)

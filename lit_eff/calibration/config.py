@@ -23,6 +23,20 @@ FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
 
 @dataclass(frozen=True)
+class Risk:
+    """A risk that exits must keep within delta; the attributes are those of :class:`CalibrationConfig`."""
+
+    risk: Literal["textual_consistency", "risk_consistency", "disagreement", "error"]
+    metric: str = "token_disagreement"
+    delta: float = 0.1
+
+    @property
+    def classifies(self) -> bool:
+        """Whether this is a classifier's."""
+        return self.risk in CLASSIFIER_RISKS
+
+
+@dataclass(frozen=True)
 class CalibrationConfig:
     """Calibrate one threshold, shared by all early exits, or a vector of them, one an exit.
 
@@ -38,6 +52,8 @@ class CalibrationConfig:
             ``exact_match``, ``edit_distance``; of text ``rouge_l``, ``chrf``, ``bleu`` (one minus the score)
             or a function of two texts, ``package.module:function``.
         delta: the risk that must not be exceeded, as a mean over sequences.
+        also: further risks, each with its own metric and delta, which the same thresholds keep all at once.
+            They cost no runs, and no share of epsilon.
         epsilon: the probability with which the guarantee may fail.
         sequences, test_sequences: prompts, each the start of its own document of that split; documents to
             classify.
@@ -63,6 +79,7 @@ class CalibrationConfig:
     risk: Literal["textual_consistency", "risk_consistency", "disagreement", "error"] = "textual_consistency"
     metric: str = "token_disagreement"
     delta: float = 0.1
+    also: tuple[Risk, ...] = ()
     epsilon: float = 0.05
     sequences: int = 500
     test_sequences: int = 500
@@ -78,10 +95,6 @@ class CalibrationConfig:
     procedure: str = "fixed_sequence"
 
     def __post_init__(self) -> None:
-        try:
-            check_levels(self.delta, self.epsilon)
-        except UserError as error:
-            raise UserError(f"calibration.{error}") from None
         for name in ("sequences", "test_sequences", "prompt_length", "continuation_length", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"calibration.{name} is {getattr(self, name)}; expected a positive integer")
@@ -99,7 +112,13 @@ class CalibrationConfig:
                 f"calibration.learning_sequences is {self.learning_sequences} and calibration.procedure "
                 f"{self.procedure!r}; expected a positive integer with {SPLIT}, and 0 with any other"
             )
-        self._check_loss()
+        for index, risk in enumerate(self.risks):
+            self._check_risk(risk, f"calibration.also[{index - 1}]" if index else "calibration")
+        if self.classifies and self.decay is not None:
+            raise UserError(
+                f"calibration.decay is {self.decay}, a schedule over generated tokens, and a classifier "
+                "generates none; set it to null"
+            )
 
     @property
     def classifies(self) -> bool:
@@ -135,9 +154,19 @@ class CalibrationConfig:
         return found
 
     @property
+    def risks(self) -> tuple[Risk, ...]:
+        """``risk`` by ``metric`` within ``delta``, then ``also``."""
+        return (Risk(self.risk, self.metric, self.delta), *self.also)
+
+    @property
+    def deltas(self) -> list[float]:
+        return [each.delta for each in self.risks]
+
+    @property
     def reference_length(self) -> int:
         """Tokens of a document read beyond the prompt."""
-        return self.continuation_length if self.risk == "risk_consistency" else 0
+        references = any(each.risk == "risk_consistency" for each in self.risks)
+        return self.continuation_length if references else 0
 
     def _check_thresholds(self) -> None:
         vectors = [each for each in self.thresholds if isinstance(each, tuple)]
@@ -152,24 +181,28 @@ class CalibrationConfig:
         if not sound or not all(0.0 <= each <= 1.0 for each in values):
             raise UserError(f"calibration.thresholds is {list(self.thresholds)}; expected {expected}")
 
-    def _check_loss(self) -> None:
-        if self.metric not in METRICS and not FUNCTION.match(self.metric):
+    def _check_risk(self, risk: Risk, name: str) -> None:
+        if risk.metric not in METRICS and not FUNCTION.match(risk.metric):
             raise UserError(
-                f"calibration.metric is {self.metric!r}{nearest(self.metric, METRICS)}; or a function of "
+                f"{name}.metric is {risk.metric!r}{nearest(risk.metric, METRICS)}; or a function of "
                 "your own, package.module:function"
             )
-        if self.classifies and self.metric != "token_disagreement":
+        if risk.classifies != self.classifies:
             raise UserError(
-                f"calibration.metric is {self.metric!r}, of text, and calibration.risk {self.risk!r} is of "
+                f"{name}.risk is {risk.risk!r} and calibration.risk {self.risk!r}; one is of labels and the "
+                "other of text, and no model has both"
+            )
+        if self.classifies and risk.metric != "token_disagreement":
+            raise UserError(
+                f"{name}.metric is {risk.metric!r}, of text, and calibration.risk {self.risk!r} is of "
                 "labels; leave the metric out"
             )
-        if self.classifies and self.decay is not None:
-            raise UserError(
-                f"calibration.decay is {self.decay}, a schedule over generated tokens, and a classifier "
-                "generates none; set it to null"
-            )
-        if self.p_value == "binomial" and not self.classifies and self.metric != "exact_match":
+        if self.p_value == "binomial" and not self.classifies and risk.metric != "exact_match":
             raise UserError(
                 f"calibration.p_value is 'binomial', for losses that can only be 0 or 1, and "
-                f"{self.metric} is in between; use wsr or hoeffding_bentkus, or metric exact_match"
+                f"{risk.metric} is in between; use wsr or hoeffding_bentkus, or metric exact_match"
             )
+        try:
+            check_levels(risk.delta, self.epsilon)
+        except UserError as error:
+            raise UserError(f"{name}.{error}") from None

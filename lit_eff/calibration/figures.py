@@ -24,7 +24,7 @@ MOST_TICKS = 26
 def draw_risk(axes: Axes, certificate: Certificate) -> None:
     """Calibration risk of each candidate with the interval of its true risk, delta, and the test's risk."""
     candidates, places = certificate.candidates, np.arange(len(certificate.candidates))
-    axes.plot(places, [one.risk for one in candidates], marker=".", label="calibration")
+    axes.plot(places, [one.risk for one in candidates], marker=".", label=_calibrated(certificate, 0))
     intervals = [one.risk_interval for one in candidates if one.risk_interval is not None]
     if len(intervals) == len(candidates):
         low, high = np.transpose(intervals)
@@ -40,9 +40,20 @@ def draw_risk(axes: Axes, certificate: Certificate) -> None:
     axes.axhline(
         certificate.delta, color="tab:red", linestyle="--", label=rf"$\delta$ = {certificate.delta:g}"
     )
-    axes.set(title="risk", ylabel=loss_name(certificate), ylim=(0, None))
+    several = len(certificate.risks) > 1
+    name = "mean loss of a sequence" if several else loss_name(certificate.risks[0])
+    axes.set(title="risks" if several else "risk", ylabel=name, ylim=(0, None))
     if certificate.selected is not None:
         axes.plot(certificate.selected, certificate.test.risk, "k*", markersize=10, label="test")
+    for index, risk in enumerate(certificate.risks[1:]):
+        colour = f"C{index + 4}"  # those before are taken
+        measured = [one.also_risks[index] for one in candidates if one.also_risks is not None]
+        axes.plot(places, measured, marker=".", color=colour, label=_calibrated(certificate, index + 1))
+        axes.axhline(risk.delta, color=colour, linestyle="--", label=rf"its $\delta$ = {risk.delta:g}")
+        if certificate.selected is not None and certificate.test.also_risks is not None:
+            axes.plot(
+                certificate.selected, certificate.test.also_risks[index], "*", color=colour, markersize=10
+            )
     _finish_grid(axes, certificate)
 
 
@@ -165,6 +176,11 @@ def _finish_grid(axes: Axes, certificate: Certificate) -> None:
         axes.set(xlabel="exit threshold (bolder to the right)")
     axes.set(xlim=(-0.5, count - 0.5))
     axes.legend(fontsize="small")
+
+
+def _calibrated(certificate: Certificate, index: int) -> str:
+    risks = certificate.risks
+    return "calibration" if len(risks) == 1 else f"calibration, {loss_name(risks[index])}"
 
 
 def _selected(certificate: Certificate) -> str:

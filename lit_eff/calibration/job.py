@@ -179,7 +179,10 @@ def _measure(
     progress: Progress | None,
     work: WorkFolder | None,
 ) -> Outcome:
-    loss = SequenceLoss(find_metric(config.metric, loaded.tokenizer_json), config.reference_length > 0)
+    losses = [
+        SequenceLoss(find_metric(risk.metric, loaded.tokenizer_json), risk.risk == "risk_consistency")
+        for risk in config.risks
+    ]
     every = [ExitRule(measure=config.measure), *rules]
     steps, size = config.continuation_length, config.batch_size
     kept = None
@@ -195,12 +198,14 @@ def _measure(
         kept=kept,
         progress=None if progress is None else partial(progress, stage),
     )
-    # Comparing tokens takes no time worth a bar; comparing texts may take longer than writing them.
-    comparing = None
-    if progress is not None and config.metric not in TOKEN_METRICS:
-        comparing = partial(progress, f"{stage} {config.metric}")
-    losses_BK = loss.of_rules(runs.tokens_KBN, reference_BN, comparing)
-    return Outcome.of_exits(losses_BK, runs.exits_KBN, loaded.model.config.exit_layers)
+    losses_RBK = []
+    for risk, loss in zip(config.risks, losses, strict=True):
+        # Comparing tokens takes no time worth a bar; comparing texts may take longer than writing them.
+        comparing = None
+        if progress is not None and risk.metric not in TOKEN_METRICS:
+            comparing = partial(progress, f"{stage} {risk.metric}")
+        losses_RBK.append(loss.of_rules(runs.tokens_KBN, reference_BN, comparing))
+    return Outcome.of_exits(np.stack(losses_RBK), runs.exits_KBN, loaded.model.config.exit_layers)
 
 
 def _check_prompts(

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from lit_eff.calibration.figures import PANELS, panel, write_png
 from lit_eff.files import atomic_path
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import loss_name
+from lit_eff.runtime.evidence import Candidate, Measured
 
 
 class Writer(Protocol):
@@ -49,7 +51,10 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
         "## What was measured",
         "",
         *_table(
-            ("split", "sequences", "risk", "layers launched per token", "layers computed per token"),
+            (
+                *("split", "sequences", *_risk_columns(certificate)),
+                *("layers launched per token", "layers computed per token"),
+            ),
             _splits(certificate),
         ),
         "",
@@ -70,13 +75,14 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
         ]
     lines += [
         f"{_order(certificate)}, from conservative to bold ({certificate.procedure.replace('_', ' ')} "
-        f"certifies risk at most {certificate.delta:g} with total error {certificate.epsilon:g}; each bound "
+        f"certifies risk at most {_deltas(certificate)} with total error {certificate.epsilon:g}; each bound "
         f"of a true risk holds with probability {1 - certificate.epsilon:g}, for that line and by itself):",
         "",
         *_table(
             (
                 *_threshold_columns(certificate),
-                *("risk", "bounds of the true risk", "p-value", "certified", "layers per token"),
+                *(*_risk_columns(certificate), "bounds of the true risk", "p-value", "certified"),
+                "layers per token",
             ),
             _grid(certificate),
         ),
@@ -86,7 +92,8 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
 
 def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
     """What the guarantee stands on, and what breaks it, in plain words: pairs."""
-    confidence, share = f"{100 * (1 - certificate.epsilon):.4g}%", f"{100 * certificate.delta:.4g}%"
+    confidence = f"{100 * (1 - certificate.epsilon):.4g}%"
+    shares = " and ".join(f"{100 * risk.delta:.4g}%" for risk in certificate.risks)
     prompt = "prompts as logged" if certificate.prompt_length is None else "prompts"
     length = (
         "of any length" if certificate.prompt_length is None else f"of {certificate.prompt_length} tokens"
@@ -122,7 +129,7 @@ def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
             "longer or shorter texts are read, or another part of them",
         ),
         (
-            f"it is read as one statement on average over sequences: a mean loss of at most {share}",
+            f"it is read as one statement on average over sequences: a mean loss of at most {shares}",
             "it is read as a promise for each sequence, or each topic: some lose more, others nothing",
         ),
         (
@@ -142,7 +149,20 @@ def _schedule(certificate: Certificate) -> str:
 def _splits(certificate: Certificate) -> Iterator[tuple[str, ...]]:
     for name, split in (("calibration", certificate.calibration), ("test", certificate.test)):
         layers = (split.layers_per_token, split.computed_layers_per_token)
-        yield name, f"{split.sequences:,}", f"{split.risk:.4f}", *(f"{each:.2f}" for each in layers)
+        yield name, f"{split.sequences:,}", *_risks(split), *(f"{each:.2f}" for each in layers)
+
+
+def _risks(measured: Candidate | Measured) -> list[str]:
+    return [f"{risk:.4f}" for risk in (measured.risk, *(measured.also_risks or ()))]
+
+
+def _risk_columns(certificate: Certificate) -> list[str]:
+    risks = certificate.risks
+    return ["risk"] if len(risks) == 1 else [f"risk: {loss_name(risk)}" for risk in risks]
+
+
+def _deltas(certificate: Certificate) -> str:
+    return " and ".join(f"{risk.delta:g}" for risk in certificate.risks)
 
 
 def _order(certificate: Certificate) -> str:
@@ -168,7 +188,7 @@ def _grid(certificate: Certificate) -> Iterator[tuple[str, ...]]:
         thresholds = [str(index + 1), *one.label.split(", ")] if certificate.vectors else [one.label]
         yield (
             *thresholds,
-            f"{one.risk:.4f}",
+            *_risks(one),
             bounds,
             f"{one.p_value:.3g}",
             mark,
@@ -194,4 +214,6 @@ def write_tensorboard(certificate: Certificate, writer: Writer) -> None:
         writer.add_figure(f"calibration/{name}", panel(certificate, name))
     writer.add_text("calibration/certificate", markdown(certificate))
     writer.add_scalar("calibration/test_risk", certificate.test.risk)
+    for risk, measured in zip(certificate.risks[1:], certificate.test.also_risks or (), strict=True):
+        writer.add_scalar(f"calibration/test_risk/{risk.certifies}_{risk.metric}", measured)
     writer.add_scalar("calibration/test_layers_per_token", certificate.test.layers_per_token)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lit_eff.calibration.certify import Progress
-from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.config import CalibrationConfig, Risk
 from lit_eff.calibration.job import calibrate
 from lit_eff.calibration.ltt import sequences_needed
 from lit_eff.calibration.resume import WorkFolder
@@ -65,15 +65,16 @@ def recalibrate(
             consistency, whose reference a log does not hold.
     """
     certificate.check_writes()
-    if certificate.certifies == "risk_consistency":
+    if any(risk.certifies == "risk_consistency" for risk in certificate.risks):
         raise UserError(
             "the certificate is of risk consistency, and a log holds no references; calibrate the checkpoint "
             "on documents instead"
         )
     calibration, test = split_prompts(prompts)
     procedure = certificate.procedure if certificate.learning is None else "fixed_sequence"
+    delta = min(risk.delta for risk in certificate.risks)
     needed = sequences_needed(
-        certificate.delta,
+        delta,
         certificate.epsilon,
         certificate.p_value,
         procedure,
@@ -83,7 +84,7 @@ def recalibrate(
     if usable < needed or not test:
         raise UserError(
             f"the log has {len(calibration) + len(test)} distinct prompts that can be used, of which "
-            f"{usable} calibrate and {len(test)} test; at delta {certificate.delta:g} and epsilon "
+            f"{usable} calibrate and {len(test)} test; at delta {delta:g} and epsilon "
             f"{certificate.epsilon:g} at least {needed} must calibrate, even without a single error, which "
             f"takes about {math.ceil(needed / CALIBRATION_SHARE)} distinct prompts in the log"
         )
@@ -93,6 +94,7 @@ def recalibrate(
         risk=certificate.certifies,
         metric=certificate.metric,
         delta=certificate.delta,
+        also=tuple(Risk(risk.certifies, risk.metric, risk.delta) for risk in certificate.risks[1:]),
         epsilon=certificate.epsilon,
         sequences=len(calibration),
         test_sequences=len(test),

@@ -16,12 +16,23 @@ from pydantic import Field, ValidationError, model_validator
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.runtime.claim import sentence
-from lit_eff.runtime.evidence import Candidate, Learning, Level, Measured, Sha256, Strict, Threshold
+from lit_eff.runtime.evidence import (
+    Candidate,
+    Certifies,
+    Learning,
+    Level,
+    Measured,
+    Risk,
+    Sha256,
+    Strict,
+    Threshold,
+)
 from lit_eff.runtime.exit_rule import ExitRule, Measure, Thresholds
 from lit_eff.runtime.metrics import CALLABLE, METRICS
 
 FORMAT_VERSION = 1
 LEARNS = "split_fixed_sequence"  # the procedure whose order is learned
+OF_LABELS = ("disagreement", "error")  # what is certified of a classifier
 
 
 def tokenizer_sha256(tokenizer_json: str | None) -> str | None:
@@ -41,6 +52,7 @@ class Certificate(Strict):
         metric: dissimilarity of two continuations, a name in :mod:`lit_eff.runtime.metrics` or a function
             ``package.module:function``; ``zero_one`` of two labels.
         delta, epsilon: the levels of the guarantee.
+        also: further risks that the same thresholds keep, all at once; ``None``: there is one alone.
         procedure, p_value: names in ``lit_eff.calibration``.
         candidates: the grid or a path of vectors, most conservative first, in the order fixed before
             measuring.
@@ -61,11 +73,10 @@ class Certificate(Strict):
     """
 
     format_version: Literal[1] = 1
-    certifies: Literal["textual_consistency", "risk_consistency", "disagreement", "error"] = (
-        "textual_consistency"
-    )
+    certifies: Certifies = "textual_consistency"
     metric: str = "token_disagreement"
     delta: Level
+    also: tuple[Risk, ...] | None = None
     epsilon: Level
     procedure: str
     p_value: str
@@ -108,16 +119,12 @@ class Certificate(Strict):
             raise ValueError("thresholds differ from those of the selected candidate")
         if (self.procedure == LEARNS) != (self.learning is not None):
             raise ValueError(f"procedure {self.procedure} and learning contradict each other")
-        if self.classifies:
-            whole = (self.metric, self.kv_policy, self.prompt_length, self.continuation_length)
-            if whole != ("zero_one", None, None, 1):
-                raise ValueError(f"{self.certifies} is of a classifier, and other fields are of a text")
-        elif self.metric not in METRICS and not CALLABLE.match(self.metric):
-            raise ValueError(f"metric is {self.metric!r}, neither a known one nor package.module:function")
-        elif self.kv_policy is None:
-            raise ValueError(f"kv_policy is null for {self.certifies}")
-        elif self.certifies == "risk_consistency" and self.prompt_length is None:
-            raise ValueError("prompt_length is null for risk_consistency, whose references follow prompts")
+        for risk in self.risks:
+            self._check_risk(risk)
+        measured = [each.also_risks for each in self.candidates]
+        for also_risks in (*measured, self.calibration.also_risks, self.test.also_risks):
+            if len(also_risks or ()) != len(self.risks) - 1:
+                raise ValueError(f"also_risks is {also_risks} for {len(self.risks) - 1} further risks")
         splits = [self.train_sha256, self.calibration.split_sha256, self.test.split_sha256]
         if self.learning is not None:
             splits.append(self.learning.split_sha256)
@@ -128,10 +135,30 @@ class Certificate(Strict):
             )
         return self
 
+    def _check_risk(self, risk: Risk) -> None:
+        if risk.certifies in OF_LABELS or self.classifies:
+            whole = (risk.metric, self.kv_policy, self.prompt_length, self.continuation_length)
+            if whole != ("zero_one", None, None, 1) or risk.certifies not in OF_LABELS:
+                raise ValueError(f"{risk.certifies} is of a classifier, and other fields are of a text")
+        elif risk.metric not in METRICS and not CALLABLE.match(risk.metric):
+            raise ValueError(f"metric is {risk.metric!r}, neither a known one nor package.module:function")
+        elif self.kv_policy is None:
+            raise ValueError(f"kv_policy is null for {risk.certifies}")
+        elif risk.certifies == "risk_consistency" and self.prompt_length is None:
+            raise ValueError("prompt_length is null for risk_consistency, whose references follow prompts")
+
+    @property
+    def risks(self) -> tuple[Risk, ...]:
+        """All that is certified: ``certifies`` by ``metric`` within ``delta``, then ``also``."""
+        return (
+            Risk(certifies=self.certifies, metric=self.metric, delta=self.delta),
+            *(self.also or ()),
+        )
+
     @property
     def classifies(self) -> bool:
         """Whether this is about a classifier's labels rather than a language model's text."""
-        return self.certifies in ("disagreement", "error")
+        return self.certifies in OF_LABELS
 
     @property
     def vectors(self) -> bool:

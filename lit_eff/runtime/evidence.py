@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,9 @@ Threshold = Annotated[
 ]
 
 
+Certifies = Literal["textual_consistency", "risk_consistency", "disagreement", "error"]
+
+
 class Strict(BaseModel):
     """Immutable, of known fields and finite numbers."""
 
@@ -43,6 +46,14 @@ class Strict(BaseModel):
         return {name: value for name, value in content.items() if value is not None or name not in optional}
 
 
+class Risk(Strict):
+    """A loss whose mean over sequences is kept within delta; ``certifies`` and ``metric`` say which."""
+
+    certifies: Certifies
+    metric: str
+    delta: Level
+
+
 class Candidate(Strict):
     """Thresholds that were tested, as measured on the calibration split.
 
@@ -50,16 +61,18 @@ class Candidate(Strict):
         threshold: shared by all early exits; ``None``: each has its own.
         thresholds: one per early exit; ``None``: they share one.
         risk: mean over sequences of the loss.
-        p_value: of the null hypothesis "the true risk exceeds delta".
+        also_risks: of the certificate's further risks, in their order; ``None``: it has none.
+        p_value: of the null hypothesis "the true risk exceeds delta", or any of several risks its own.
         certified: whether the procedure rejected that hypothesis.
         layers_per_token: as in :class:`Measured`.
-        risk_interval: lower and upper bound of the true risk; each holds with probability ``1 - epsilon``,
-            for this candidate and by itself; ``None``: not recorded.
+        risk_interval: lower and upper bound of the true ``risk``; each holds with probability
+            ``1 - epsilon``, for this candidate and by itself; ``None``: not recorded.
     """
 
     threshold: Probability | None = None
     thresholds: tuple[Threshold, ...] | None = None
     risk: Probability
+    also_risks: tuple[Probability, ...] | None = None
     p_value: Probability
     certified: bool
     layers_per_token: float
@@ -103,6 +116,7 @@ class Measured(Strict):
         split_sha256: hash of the whole split the prompts came from.
         sequences: prompts, each from its own document.
         risk: mean over sequences of the loss.
+        also_risks: as in :class:`Candidate`.
         layers_per_token: mean layers launched for a token, which is the layer it left at. The time of one
             sequence follows this number.
         computed_layers_per_token: mean layers in fact computed for a token by the end of the continuation:
@@ -114,6 +128,7 @@ class Measured(Strict):
     split_sha256: Sha256
     sequences: Annotated[int, Field(ge=1)]
     risk: Probability
+    also_risks: tuple[Probability, ...] | None = None
     layers_per_token: float
     computed_layers_per_token: float
     exit_shares: tuple[Probability, ...] | None = None
