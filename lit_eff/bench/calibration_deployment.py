@@ -69,11 +69,12 @@ def measure(given: CalibrationInputs, resplits: int, seed: int) -> Deployment:
     Raises:
         UserError: for a model that cannot be calibrated.
     """
-    if given.config.learns or given.config.also or not given.config.shared:
+    config = given.config
+    if config.learns or config.also or not config.shared or len(config.measures) > 1:
         raise UserError(
-            "re-splits are of one risk, and of thresholds shared by all exits; add calibration.also=[] "
-            "calibration.procedure=fixed_sequence calibration.learning_sequences=0, and numbers as "
-            "calibration.thresholds"
+            "re-splits are of one risk and measure, and of thresholds shared by all exits; add "
+            "calibration.also=[] calibration.measure=softmax_response calibration.procedure=fixed_sequence "
+            "calibration.learning_sequences=0, and numbers as calibration.thresholds"
         )
     prompts = np.concatenate([given.prompts, given.held_out])
     with bars() as progress:

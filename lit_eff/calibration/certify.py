@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from lit_eff.calibration import config as settings
 from lit_eff.calibration.config import CalibrationConfig
-from lit_eff.calibration.ltt import LttResult, learn_then_test, require_sequences
+from lit_eff.calibration.ltt import LttResult, require_sequences
+from lit_eff.calibration.measures import MeasureChoice, choose_measure
 from lit_eff.calibration.paths import NEVER, learn_thresholds
 from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.runtime import evidence
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
-from lit_eff.runtime.evidence import Candidate, Learning, Measured
-from lit_eff.runtime.exit_rule import ExitRule, Thresholds
+from lit_eff.runtime.evidence import Candidate, Learning, Measured, Tried
+from lit_eff.runtime.exit_rule import ExitRule, Measure, Thresholds
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
@@ -67,11 +68,16 @@ def check_sequences(config: CalibrationConfig, sequences: int) -> None:
     require_sequences(
         sequences,
         min(config.deltas),
-        config.epsilon,
+        config.level,
         config.p_value,
         config.procedure,
         len(config.thresholds),
     )
+
+
+def stage_name(config: CalibrationConfig, split: str, rules: Sequence[ExitRule]) -> str:
+    """What a run is called while it lasts: its split, and its measure where there are several."""
+    return split if len(config.measures) == 1 or split == "test" else f"{split} {rules[0].measure}"
 
 
 def certify(
@@ -80,7 +86,8 @@ def certify(
     """Run the candidates on the calibration split, choose by Learn then Test, run the choice on the test's.
 
     The candidates are the grid, or vectors learned on the ``learning`` split. Their order is fixed before the
-    calibration split is run.
+    calibration split is run. Several confidence measures have candidates of their own each, and share epsilon
+    (:func:`lit_eff.calibration.choose_measure`).
 
     Args:
         split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, of ``learning`` if there is one, and
@@ -88,20 +95,28 @@ def certify(
     """
     exit_layers = loaded.model.config.exit_layers
     early_exits = len(exit_layers) - 1
-    learning = None
-    if config.learns:
-        vectors, learning = _learn(config, run, exit_layers, split_hashes["learning"])
-    else:
-        vectors = config.vectors(early_exits)
-    grid = run("calibration", [exit_rule(vector, config) for vector in vectors])
-    result = learn_then_test(
-        grid.losses_RBK[..., 1:],
+    of_measure: dict[Measure, _Run] = {}
+    for measure in config.measures:
+        learning = None
+        if config.learns:
+            vectors, learning = _learn(config, measure, run, exit_layers, split_hashes["learning"])
+        else:
+            vectors = config.vectors(early_exits)
+        grid = run("calibration", [exit_rule(vector, config, measure) for vector in vectors])
+        of_measure[measure] = _Run(vectors, learning, grid)
+    choice = choose_measure(
+        {name: one.grid.losses_RBK[..., 1:] for name, one in of_measure.items()},
+        {name: one.saved for name, one in of_measure.items()},
         delta=config.deltas,
         epsilon=config.epsilon,
         p_value=config.p_value,
         procedure="fixed_sequence" if config.learns else config.procedure,
     )
-    rule = exit_rule((None,) * early_exits if result.selected is None else vectors[result.selected], config)
+    measure = next((name for name in config.measures if name == choice.measure), config.measures[0])
+    result, chosen = choice.results[measure], of_measure[measure]
+    never: Thresholds = (None,) * early_exits
+    thresholds = never if result.selected is None else chosen.vectors[result.selected]
+    rule = exit_rule(thresholds, config, measure)
     held_out = run("test", [rule])
 
     # Rule 0 of a run is the full model, and so is "never exit".
@@ -115,20 +130,21 @@ def certify(
         epsilon=config.epsilon,
         procedure=config.procedure,
         p_value=config.p_value,
-        candidates=_candidates(config, vectors, grid, result),
+        candidates=_candidates(config, chosen, result),
         selected=result.selected,
         exit_layers=exit_layers,
         thresholds=rule.thresholds,
-        measure=config.measure,
+        measure=measure,
+        tried=_tried(of_measure, choice) if len(of_measure) > 1 else None,
         decay=config.decay,
         horizon=rule.horizon,
         kv_policy=None if config.classifies else config.kv_policy,
         dtype=str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
         prompt_length=config.prompt_length,
         continuation_length=config.continuation_length,
-        calibration=_measured(grid, column, split_hashes["calibration"]),
+        calibration=_measured(chosen.grid, column, split_hashes["calibration"]),
         test=_measured(held_out, 1, split_hashes["test"]),
-        learning=learning,
+        learning=chosen.learning,
         # Only data split as it was in training is known not to hold documents the model was trained on.
         train_sha256=trained_on if trained_on == split_hashes.get("train") else None,
         weights_sha256=loaded.weights_sha256,
@@ -136,10 +152,25 @@ def certify(
     )
 
 
-def exit_rule(thresholds: Thresholds, config: CalibrationConfig) -> ExitRule:
+@dataclass(frozen=True)
+class _Run:
+    """One confidence measure's candidates, and what they did on the calibration split."""
+
+    vectors: Sequence[Thresholds]
+    learning: Learning | None
+    grid: Outcome
+
+    @property
+    def saved(self) -> Floats:
+        """Layers of a token that each candidate saves."""
+        layers_K = self.grid.launched_BK.mean(axis=0)
+        return np.asarray(layers_K[0] - layers_K[1:])
+
+
+def exit_rule(thresholds: Thresholds, config: CalibrationConfig, measure: Measure) -> ExitRule:
     """The rule of a vector of thresholds, one per early exit."""
     return ExitRule(
-        measure=config.measure,
+        measure=measure,
         thresholds=thresholds,
         decay=config.decay,
         horizon=config.continuation_length,
@@ -147,24 +178,24 @@ def exit_rule(thresholds: Thresholds, config: CalibrationConfig) -> ExitRule:
 
 
 def _learn(
-    config: CalibrationConfig, run: Run, exit_layers: Sequence[int], split_sha256: str
+    config: CalibrationConfig, measure: Measure, run: Run, exit_layers: Sequence[int], split_sha256: str
 ) -> tuple[list[Thresholds], Learning]:
     """Vectors of thresholds from safest to boldest, by what they do on the ``learning`` split."""
     sequences = 0
 
-    def measure(thresholds_VE: Floats) -> tuple[Floats, Floats]:
+    def look(thresholds_VE: Floats) -> tuple[Floats, Floats]:
         nonlocal sequences
-        done = run("learning", [exit_rule(vector, config) for vector in _vectors(thresholds_VE)])
+        done = run("learning", [exit_rule(vector, config, measure) for vector in _vectors(thresholds_VE)])
         sequences = len(done.launched_BK)
         return done.losses_RBK[..., 1:], exit_layers[-1] - done.launched_BK[:, 1:].mean(axis=0)
 
     early_exits = len(exit_layers) - 1
     path = learn_thresholds(
-        measure,
+        look,
         config.shared,
         early_exits,
         delta=config.deltas,
-        epsilon=config.epsilon,
+        epsilon=config.level,
         p_value=config.p_value,
     )
     # "Never exit" needs no test: it is what remains if nothing is certified. Where the path holds nothing
@@ -183,9 +214,21 @@ def _vectors(thresholds_VE: Floats) -> list[Thresholds]:
     return [tuple(None if each == NEVER else each for each in row) for row in thresholds_VE.tolist()]
 
 
-def _candidates(
-    config: CalibrationConfig, vectors: Sequence[Thresholds], grid: Outcome, result: LttResult
-) -> tuple[Candidate, ...]:
+def _tried(of_measure: Mapping[Measure, _Run], choice: MeasureChoice) -> tuple[Tried, ...]:
+    columns = {name: choice.results[name].selected for name in of_measure}
+    return tuple(
+        Tried(
+            measure=name,
+            layers_per_token=None
+            if columns[name] is None
+            else float(one.grid.launched_BK[:, 1:].mean(axis=0)[columns[name]]),
+        )
+        for name, one in of_measure.items()
+    )
+
+
+def _candidates(config: CalibrationConfig, chosen: _Run, result: LttResult) -> tuple[Candidate, ...]:
+    vectors, grid = chosen.vectors, chosen.grid
     losses_RBK = grid.losses_RBK[..., 1:]
     low_K, high_K = risk_interval(losses_RBK[0], level=config.epsilon, p_value=config.p_value)
     columns = zip(

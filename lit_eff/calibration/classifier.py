@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences
+from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, stage_name
 from lit_eff.calibration.config import CLASSIFIER_RISKS, CalibrationConfig
 from lit_eff.decoding.confidence import confidence
 from lit_eff.errors import UserError
@@ -125,12 +125,12 @@ def calibrate_classifier(
         splits["learning"] = learning
 
     @cache  # the search for vectors asks for one split again and again
-    def predicted(split: str) -> Predictions:
-        return predict(model, splits[split], config.measure, progress, split)
+    def predicted(split: str, measure: Measure, stage: str) -> Predictions:
+        return predict(model, splits[split], measure, progress, stage)
 
     def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
-        predictions = predicted(split)
-        exits_BK = leave(predictions, [ExitRule(measure=config.measure), *rules])
+        predictions = predicted(split, rules[0].measure, stage_name(config, split, rules))
+        exits_BK = leave(predictions, [ExitRule(measure=rules[0].measure), *rules])
         losses_RBK = np.stack([losses(predictions, exits_BK, each.risk) for each in config.risks])
         return Outcome.of_exits(losses_RBK, exits_BK.T[:, :, None], exit_layers)
 

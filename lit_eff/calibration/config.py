@@ -17,6 +17,7 @@ DEFAULT_THRESHOLDS: tuple[float, ...] = (
     *(0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1),
 )
 CLASSIFIER_RISKS = ("disagreement", "error")
+Measure = Literal["softmax_response", "max_probability", "entropy"]
 # Those of lit_eff.runtime.metrics, which this torch-free room does not import.
 METRICS = ("token_disagreement", "exact_match", "edit_distance", "rouge_l", "chrf", "bleu")
 FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
@@ -66,7 +67,8 @@ class CalibrationConfig:
         thresholds: the grid, from the most conservative (largest) to the boldest, in [0, 1]; or a path of
             vectors in the order of their tests, one threshold an early exit, ``None`` never exiting there.
             ``split_fixed_sequence`` combines the grid's thresholds to vectors of its own.
-        measure: confidence measure of :class:`lit_eff.runtime.exit_rule.ExitRule`.
+        measure: confidence measure of :class:`lit_eff.runtime.exit_rule.ExitRule`; or several, each run and
+            tested at its share of epsilon, of which the one that saves most is certified.
         decay: CALM's tau, with the continuation length as its horizon; ``None``: constant thresholds.
         batch_size: prompts decoded together; memory grows with it times the number of thresholds.
         kv_policy: how keys and values of skipped layers come to be.
@@ -87,7 +89,7 @@ class CalibrationConfig:
     prompt_length: int | None = 32
     continuation_length: int = 16
     thresholds: tuple[float | tuple[float | None, ...], ...] = DEFAULT_THRESHOLDS
-    measure: Literal["softmax_response", "max_probability", "entropy"] = "softmax_response"
+    measure: Measure | tuple[Measure, ...] = "softmax_response"
     decay: float | None = None
     batch_size: int = 64
     kv_policy: Literal["deferred"] = "deferred"
@@ -99,6 +101,11 @@ class CalibrationConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"calibration.{name} is {getattr(self, name)}; expected a positive integer")
         self._check_thresholds()
+        if not self.measures or len(set(self.measures)) < len(self.measures):
+            raise UserError(
+                f"calibration.measure is {list(self.measures)}; expected one confidence measure or different "
+                "ones to choose among"
+            )
         if self.decay is not None and self.decay < 0:
             raise UserError(
                 f"calibration.decay is {self.decay}; expected a number of at least 0, or null for none"
@@ -152,6 +159,16 @@ class CalibrationConfig:
                     f"{early_exits} early exits"
                 )
         return found
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Those to choose among; one where there is no choice."""
+        return self.measure if isinstance(self.measure, tuple) else (self.measure,)
+
+    @property
+    def level(self) -> float:
+        """Epsilon's share of each measure."""
+        return self.epsilon / len(self.measures)
 
     @property
     def risks(self) -> tuple[Risk, ...]:

@@ -111,13 +111,14 @@ def draw_p_values(axes: Axes, certificate: Certificate) -> None:
                 markersize=5,
                 label=label,
             )
-    axes.axhline(
-        certificate.epsilon, color="tab:red", linestyle="--", label=rf"$\epsilon$ = {certificate.epsilon:g}"
-    )
+    level = certificate.level
+    share = "" if certificate.tried is None else f" / {len(certificate.tried)}"
+    label = rf"$\epsilon${share} = {level:.3g}"
+    axes.axhline(level, color="tab:red", linestyle="--", label=label)
     below = f" (at least {LEAST_P:g} shown)" if p_values.min() < LEAST_P else ""
     how = f"{certificate.procedure}, {certificate.p_value}".replace("_", "-")
     axes.set(title=f"p-values: {how}", ylabel=f"p-value{below}", yscale="log")
-    axes.set_ylim(max(LEAST_P, min(p_values.min(), certificate.epsilon)) / 3, 3)
+    axes.set_ylim(max(LEAST_P, min(p_values.min(), level)) / 3, 3)
     _finish_grid(axes, certificate)
 
 

@@ -19,7 +19,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, exit_rule
+from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, exit_rule, stage_name
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.resume import WorkFolder, digest_of
 from lit_eff.calibration.text_metrics import find_metric
@@ -113,7 +113,7 @@ def calibrate(
 
     def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
         report = searched if split == "learning" else progress
-        return _measure(loaded, *splits[split], rules, config, split, report, work)
+        return _measure(loaded, *splits[split], rules, config, stage_name(config, split, rules), report, work)
 
     return certify(loaded, config, run, split_hashes=split_hashes)
 
@@ -164,7 +164,7 @@ def measure_grid(
     """
     check_model(loaded.model, config)
     vectors = config.vectors(len(loaded.model.config.exit_layers) - 1)
-    rules = [exit_rule(vector, config) for vector in vectors]
+    rules = [exit_rule(vector, config, config.measures[0]) for vector in vectors]
     checked = _check_prompts(prompts, config, "calibration")
     return _measure(loaded, *checked, rules, config, "calibration", progress, None)
 
@@ -183,7 +183,7 @@ def _measure(
         SequenceLoss(find_metric(risk.metric, loaded.tokenizer_json), risk.risk == "risk_consistency")
         for risk in config.risks
     ]
-    every = [ExitRule(measure=config.measure), *rules]
+    every = [ExitRule(measure=rules[0].measure), *rules]
     steps, size = config.continuation_length, config.batch_size
     kept = None
     if work is not None:

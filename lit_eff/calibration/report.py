@@ -10,7 +10,7 @@ from lit_eff.calibration.figures import PANELS, panel, write_png
 from lit_eff.files import atomic_path
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.claim import loss_name
-from lit_eff.runtime.evidence import Candidate, Measured
+from lit_eff.runtime.evidence import Candidate, Measured, Tried
 
 
 class Writer(Protocol):
@@ -73,9 +73,17 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
             ),
             "",
         ]
+    if certificate.tried is not None:
+        lines += [
+            f"The confidence measure was chosen among {len(certificate.tried)}, each tested with a total "
+            f"error of {certificate.level:.3g}; all that they certify holds at once:",
+            "",
+            *_table(("measure", "layers per token of the boldest certified"), _tried(certificate.tried)),
+            "",
+        ]
     lines += [
         f"{_order(certificate)}, from conservative to bold ({certificate.procedure.replace('_', ' ')} "
-        f"certifies risk at most {_deltas(certificate)} with total error {certificate.epsilon:g}; each bound "
+        f"certifies risk at most {_deltas(certificate)} with total error {certificate.level:.3g}; each bound "
         f"of a true risk holds with probability {1 - certificate.epsilon:g}, for that line and by itself):",
         "",
         *_table(
@@ -150,6 +158,12 @@ def _splits(certificate: Certificate) -> Iterator[tuple[str, ...]]:
     for name, split in (("calibration", certificate.calibration), ("test", certificate.test)):
         layers = (split.layers_per_token, split.computed_layers_per_token)
         yield name, f"{split.sequences:,}", *_risks(split), *(f"{each:.2f}" for each in layers)
+
+
+def _tried(tried: Sequence[Tried]) -> Iterator[tuple[str, str]]:
+    for one in tried:
+        layers = one.layers_per_token
+        yield f"`{one.measure}`", "none certified" if layers is None else f"{layers:.2f}"
 
 
 def _risks(measured: Candidate | Measured) -> list[str]:

@@ -26,6 +26,7 @@ from lit_eff.runtime.evidence import (
     Sha256,
     Strict,
     Threshold,
+    Tried,
 )
 from lit_eff.runtime.exit_rule import ExitRule, Measure, Thresholds
 from lit_eff.runtime.metrics import CALLABLE, METRICS
@@ -60,6 +61,8 @@ class Certificate(Strict):
         exit_layers: layers run at each exit, the last being the whole model.
         thresholds: one per early exit (all but the last); ``None`` (``never`` in the file) never exits there.
         measure, decay, horizon: confidence measure and threshold schedule, as in :class:`ExitRule`.
+        tried: the confidence measures that ``measure`` was chosen among, each tested at :attr:`level`;
+            ``None``: there was no choice.
         kv_policy: how keys and values of skipped layers come to be; ``None`` of a classifier.
         dtype: of the computation that was measured.
         batch_rule: ``per_sequence``: what a sequence does depends on its own tokens only.
@@ -85,6 +88,7 @@ class Certificate(Strict):
     exit_layers: tuple[int, ...]
     thresholds: tuple[Threshold, ...]
     measure: Measure
+    tried: tuple[Tried, ...] | None = None
     decay: float | None
     horizon: int
     kv_policy: Literal["deferred"] | None
@@ -117,6 +121,8 @@ class Certificate(Strict):
             expected = self.candidates[self.selected].vector(early_exits)
         if self.thresholds != expected:
             raise ValueError("thresholds differ from those of the selected candidate")
+        if self.tried is not None and self.measure not in [one.measure for one in self.tried]:
+            raise ValueError(f"measure is {self.measure!r}, which is not among those tried")
         if (self.procedure == LEARNS) != (self.learning is not None):
             raise ValueError(f"procedure {self.procedure} and learning contradict each other")
         for risk in self.risks:
@@ -159,6 +165,11 @@ class Certificate(Strict):
     def classifies(self) -> bool:
         """Whether this is about a classifier's labels rather than a language model's text."""
         return self.certifies in OF_LABELS
+
+    @property
+    def level(self) -> float:
+        """What each measure's test may err by: epsilon, shared among the measures tried (Bonferroni)."""
+        return self.epsilon / len(self.tried or (self.measure,))
 
     @property
     def vectors(self) -> bool:

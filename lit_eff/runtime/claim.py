@@ -37,6 +37,8 @@ def sentence(certificate: Certificate) -> str:
     how = f"{certificate.procedure}, {certificate.p_value}, {calibrated.sequences:,} sequences"
     if certificate.learning is not None:
         how += f", path learned on {certificate.learning.sequences:,} others"
+    if certificate.tried is not None:
+        how += f", best of {len(certificate.tried)} measures at {certificate.level:.3g} each"
     how = how.replace("_", "-")
     measured = (tested.risk, *(tested.also_risks or ()))
     parts = [_parts(certificate, *each) for each in zip(certificate.risks, measured, strict=True)]

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from lit_eff.runtime.exit_rule import Thresholds
+from lit_eff.runtime.exit_rule import Measure, Thresholds
 
 NEVER = "never"
 
@@ -107,6 +107,18 @@ class Learning(Strict):
     split_sha256: Sha256
     sequences: Annotated[int, Field(ge=1)]
     vectors: Annotated[int, Field(ge=1)]
+
+
+class Tried(Strict):
+    """A confidence measure that was tested at its share of epsilon.
+
+    Attributes:
+        layers_per_token: as in :class:`Measured`, of the boldest certified candidate on the calibration
+            split; ``None``: none could be certified.
+    """
+
+    measure: Measure
+    layers_per_token: float | None
 
 
 class Measured(Strict):

@@ -116,6 +116,11 @@ def test_vectors_are_learned_on_the_validation_split(
     assert "threshold after layer 1 | threshold after layer 2" in output.with_suffix(".md").read_text()
     assert main([*words, "calibration.learning_sequences=4000"]) == 2
     assert "the validation split has" in capsys.readouterr().err
+    assert (
+        main([*words, "calibration.learning_sequences=20", "calibration.measure=[entropy,max_probability]"])
+        == 0
+    )
+    assert [one.measure for one in Certificate.load(output).tried or ()] == ["entropy", "max_probability"]
     path = ["calibration.thresholds=[[null,0.9],[0.5,0.1]]", "calibration.procedure=fixed_sequence"]
     assert main([*words, *path]) == 0
     assert [one.label for one in Certificate.load(output).candidates] == ["never, 0.9", "0.5, 0.1"]
