@@ -59,6 +59,14 @@ def test_none_certified_is_never_exit() -> None:
     assert markdown(made).count("| none certified |") == 3
 
 
+def test_a_bolder_threshold_that_saves_less_by_chance_is_no_error() -> None:
+    """The order was fixed before: what it saves on these sequences has no say in it."""
+    path = ((0.0, 0.0), (0.9, 0.9))
+    made = run(load(), replace(CONFIG, delta=0.9, thresholds=path))
+    assert made.candidates[0].layers_per_token < made.candidates[1].layers_per_token
+    assert made.selected == 1
+
+
 def test_too_few_sequences_for_a_share_are_refused() -> None:
     run(load(), replace(CONFIG, delta=0.1, epsilon=0.1))
     with pytest.raises(UserError, match=r"epsilon 0\.0333333 .* at least 33 are needed"):
