@@ -95,13 +95,14 @@ def certify(
     """
     exit_layers = loaded.model.config.exit_layers
     early_exits = len(exit_layers) - 1
-    of_measure: dict[Measure, _Run] = {}
+    orders: dict[Measure, tuple[list[Thresholds], Learning | None]] = {}
     for measure in config.measures:
-        learning = None
         if config.learns:
-            vectors, learning = _learn(config, measure, run, exit_layers, split_hashes["learning"])
+            orders[measure] = _learn(config, measure, run, exit_layers, split_hashes["learning"])
         else:
-            vectors = config.vectors(early_exits)
+            orders[measure] = config.vectors(early_exits), None
+    of_measure: dict[Measure, _Run] = {}
+    for measure, (vectors, learning) in orders.items():
         grid = run("calibration", [exit_rule(vector, config, measure) for vector in vectors])
         of_measure[measure] = _Run(vectors, learning, grid)
     choice = choose_measure(
@@ -215,16 +216,12 @@ def _vectors(thresholds_VE: Floats) -> list[Thresholds]:
 
 
 def _tried(of_measure: Mapping[Measure, _Run], choice: MeasureChoice) -> tuple[Tried, ...]:
-    columns = {name: choice.results[name].selected for name in of_measure}
-    return tuple(
-        Tried(
-            measure=name,
-            layers_per_token=None
-            if columns[name] is None
-            else float(one.grid.launched_BK[:, 1:].mean(axis=0)[columns[name]]),
-        )
-        for name, one in of_measure.items()
-    )
+    found = []
+    for name, one in of_measure.items():
+        selected = choice.results[name].selected
+        layers = None if selected is None else float(one.grid.launched_BK[:, selected + 1].mean())
+        found.append(Tried(measure=name, layers_per_token=layers))
+    return tuple(found)
 
 
 def _candidates(config: CalibrationConfig, chosen: _Run, result: LttResult) -> tuple[Candidate, ...]:

@@ -75,7 +75,13 @@ def test_too_few_sequences_for_a_share_are_refused() -> None:
 
 def test_vectors_of_each_measure_are_learned_apart() -> None:
     two = MEASURES[:2]
-    made = run_vectors(load(), replace(VECTORS, measure=two, epsilon=0.2))
+    stages: list[str] = []
+    made = run_vectors(
+        load(), replace(VECTORS, measure=two, epsilon=0.2), progress=lambda stage, *_: stages.append(stage)
+    )
+    assert [stage.split()[0] for stage in dict.fromkeys(stages)] == [
+        *("learning", "learning", "calibration", "calibration", "test"),
+    ], "every order is fixed before any calibration loss is seen"
     alone = {name: run_vectors(load(), replace(VECTORS, measure=name, epsilon=0.1)) for name in two}
     best = min(two, key=lambda name: layers_of(alone[name]) or 4.0)
     assert made.measure == best
