@@ -24,6 +24,7 @@ from lit_eff.calibration.job import measure_grid
 from lit_eff.calibration.ltt import learn_then_test
 from lit_eff.cli.calibrate import CalibrationInputs
 from lit_eff.cli.calibration_run import bars
+from lit_eff.errors import UserError
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +68,7 @@ def measure(given: CalibrationInputs, resplits: int, seed: int) -> Deployment:
     """Continue every prompt, of calibration and test, and divide them again.
 
     Raises:
-        UserError: for a model that cannot be calibrated.
+        UserError: for a model that cannot be calibrated, vectors, several risks or several measures.
     """
     config = given.config
     if config.learns or config.also or not config.shared or len(config.measures) > 1:
