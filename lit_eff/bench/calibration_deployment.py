@@ -24,6 +24,7 @@ from lit_eff.calibration.job import measure_grid
 from lit_eff.calibration.ltt import learn_then_test
 from lit_eff.cli.calibrate import CalibrationInputs
 from lit_eff.cli.calibration_run import bars
+from lit_eff.errors import UserError
 
 Floats = NDArray[np.float64]
 
@@ -67,12 +68,19 @@ def measure(given: CalibrationInputs, resplits: int, seed: int) -> Deployment:
     """Continue every prompt, of calibration and test, and divide them again.
 
     Raises:
-        UserError: for a model that cannot be calibrated.
+        UserError: for a model that cannot be calibrated, vectors, several risks or several measures.
     """
+    config = given.config
+    if config.learns or config.also or not config.shared or len(config.measures) > 1:
+        raise UserError(
+            "re-splits are of one risk and measure, and of thresholds shared by all exits; add "
+            "calibration.also=[] calibration.measure=softmax_response calibration.procedure=fixed_sequence "
+            "calibration.learning_sequences=0, and numbers as calibration.thresholds"
+        )
     prompts = np.concatenate([given.prompts, given.held_out])
     with bars() as progress:
         grid = measure_grid(given.loaded, prompts, given.config, progress)
-    found = resplit(grid.losses_BK, grid.launched_BK, given.config, resplits, seed)
+    found = resplit(grid.losses_RBK[0], grid.launched_BK, given.config, resplits, seed)
     return Deployment(given.config, given.loaded.model.config.exit_layers[-1], tuple(found))
 
 
@@ -96,7 +104,7 @@ def resplit(
         ).selected
         column = 0 if selected is None else selected + 1
         yield Resplit(
-            threshold=None if selected is None else config.thresholds[selected],
+            threshold=None if selected is None else config.shared[selected],
             predicted_layers=float(layers_nK[calibration, column].mean()),
             predicted_risk=float(losses_nK[calibration, column].mean()),
             layers=float(layers_nK[test, column].mean()),

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences
+from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, stage_name
 from lit_eff.calibration.config import CLASSIFIER_RISKS, CalibrationConfig
 from lit_eff.decoding.confidence import confidence
 from lit_eff.errors import UserError
@@ -85,14 +86,17 @@ def calibrate_classifier(
     config: CalibrationConfig,
     *,
     split_hashes: Mapping[str, str],
+    learning: Sequence[Batch] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
-    """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
+    """Certify the boldest exit thresholds, shared or a vector, whose risk is at most ``config.delta``.
 
     Args:
         calibration, test: labelled sequences in batches, as :func:`predict` takes them; each sequence is an
             independent draw, and no document is in both.
-        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
+        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, of ``learning`` if there is one, and
+            of ``train`` if known.
+        learning: of documents in neither, where the procedure learns vectors of thresholds.
 
     Returns:
         The certificate. ``selected`` is ``None``, and its rule never exits, where nothing could be certified.
@@ -115,13 +119,20 @@ def calibrate_classifier(
         raise UserError("the calibration and test splits are the same; take two splits of one corpus")
     check_sequences(config, sum(len(batch["labels_B"]) for batch in calibration))
     splits = {"calibration": calibration, "test": test}
+    if config.learns:
+        if learning is None:
+            raise UserError(f"{config.procedure} learns on sequences of their own; give learning")
+        splits["learning"] = learning
+
+    @cache  # the search for vectors asks for one split again and again
+    def predicted(split: str, measure: Measure, stage: str) -> Predictions:
+        return predict(model, splits[split], measure, progress, stage)
 
     def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
-        predictions = predict(model, splits[split], config.measure, progress, split)
-        exits_BK = leave(predictions, [ExitRule(measure=config.measure), *rules])
-        return Outcome.of_exits(
-            losses(predictions, exits_BK, config.risk), exits_BK.T[:, :, None], exit_layers
-        )
+        predictions = predicted(split, rules[0].measure, stage_name(config, split, rules))
+        exits_BK = leave(predictions, [ExitRule(measure=rules[0].measure), *rules])
+        losses_RBK = np.stack([losses(predictions, exits_BK, each.risk) for each in config.risks])
+        return Outcome.of_exits(losses_RBK, exits_BK.T[:, :, None], exit_layers)
 
     # A sequence is read whole, and its label is all that comes out.
     config = replace(config, prompt_length=None, continuation_length=1)

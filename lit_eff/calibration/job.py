@@ -9,14 +9,17 @@ Shapes: B sequences, K exit rules, N continuation tokens, P prompt tokens, R ref
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, grid_rules
+from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, exit_rule, stage_name
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.resume import WorkFolder, digest_of
 from lit_eff.calibration.text_metrics import find_metric
@@ -61,8 +64,8 @@ def take_prompts(
             return np.stack(taken)
     raise UserError(
         f"the {split} split has {len(taken)} documents of at least {length + reference} tokens; {count} are "
-        "asked for; lower calibration.sequences, calibration.test_sequences or calibration.prompt_length, or "
-        f"raise the split's share in data.splits.{split}"
+        "asked for; lower that number in the calibration section or calibration.prompt_length, or raise the "
+        f"split's share in data.splits.{split}"
     )
 
 
@@ -73,16 +76,19 @@ def calibrate(
     config: CalibrationConfig,
     *,
     split_hashes: Mapping[str, str],
+    learning_prompts: ArrayLike | Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
     work: WorkFolder | None = None,
 ) -> Certificate:
-    """Certify the boldest shared exit threshold whose risk is at most ``config.delta``.
+    """Certify the boldest exit thresholds, shared or a vector, whose risk is at most ``config.delta``.
 
     Args:
         calibration_prompts, test_prompts: token ids ``(B, config.prompt_length + config.reference_length)``,
             from disjoint documents; lists of token ids of any length where ``config.prompt_length`` is
             ``None``.
-        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, and of ``train`` if known.
+        split_hashes: SHA-256 of the ``calibration`` and ``test`` splits, of ``learning`` if there is one, and
+            of ``train`` if known.
+        learning_prompts: of documents in neither, where the procedure learns vectors of thresholds.
         work: where generated batches are kept, and found by a calibration that was interrupted.
 
     Returns:
@@ -97,17 +103,42 @@ def calibrate(
         "calibration": _check_prompts(calibration_prompts, config, "calibration"),
         "test": _check_prompts(test_prompts, config, "test"),
     }
+    if config.learns:
+        if learning_prompts is None:
+            raise UserError(f"{config.procedure} learns on prompts of their own; give learning_prompts")
+        splits["learning"] = _check_prompts(learning_prompts, config, "learning")
     check_sequences(config, len(splits["calibration"][0]))
-    seen = set(map(tuple, splits["calibration"][0]))
-    if split_hashes["calibration"] == split_hashes["test"] or seen & set(map(tuple, splits["test"][0])):
-        raise UserError(
-            "the calibration and test prompts are not disjoint; take them from the two splits of one corpus"
-        )
+    _check_disjoint({name: prompts for name, (prompts, _) in splits.items()}, split_hashes)
+    searched = None if progress is None else _SearchProgress(progress)
 
     def run(split: str, rules: Sequence[ExitRule]) -> Outcome:
-        return _measure(loaded, *splits[split], rules, config, split, progress, work)
+        report = searched if split == "learning" else progress
+        return _measure(loaded, *splits[split], rules, config, stage_name(config, split, rules), report, work)
 
     return certify(loaded, config, run, split_hashes=split_hashes)
+
+
+def _check_disjoint(splits: Mapping[str, list[list[int]]], split_hashes: Mapping[str, str]) -> None:
+    for one, other in combinations(splits, 2):
+        common = set(map(tuple, splits[one])) & set(map(tuple, splits[other]))
+        if common or split_hashes[one] == split_hashes[other]:
+            raise UserError(
+                f"the {one} and {other} prompts are not disjoint; take them from different documents of one "
+                "corpus"
+            )
+
+
+@dataclass
+class _SearchProgress:
+    """Progress of a search that runs the same sequences again and again: the total grows with each pass."""
+
+    progress: Progress
+    passes: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        before = self.passes[stage] * total
+        self.progress(stage, before + done, before + total)
+        self.passes[stage] += done == total
 
 
 def check_model(model: Transformer, config: CalibrationConfig) -> None:
@@ -126,13 +157,14 @@ def check_model(model: Transformer, config: CalibrationConfig) -> None:
 def measure_grid(
     loaded: LoadedCheckpoint, prompts: ArrayLike, config: CalibrationConfig, progress: Progress | None = None
 ) -> Outcome:
-    """What the full model (rule 0) and each threshold of the grid do with prompts as in :func:`calibrate`.
+    """What the full model (rule 0) and each candidate of the grid do with prompts as in :func:`calibrate`.
 
     Raises:
         UserError: as :func:`calibrate`, of the model, the metric and the prompts.
     """
     check_model(loaded.model, config)
-    rules = grid_rules(config, len(loaded.model.config.exit_layers))
+    vectors = config.vectors(len(loaded.model.config.exit_layers) - 1)
+    rules = [exit_rule(vector, config, config.measures[0]) for vector in vectors]
     checked = _check_prompts(prompts, config, "calibration")
     return _measure(loaded, *checked, rules, config, "calibration", progress, None)
 
@@ -147,8 +179,11 @@ def _measure(
     progress: Progress | None,
     work: WorkFolder | None,
 ) -> Outcome:
-    loss = SequenceLoss(find_metric(config.metric, loaded.tokenizer_json), config.reference_length > 0)
-    every = [ExitRule(measure=config.measure), *rules]
+    losses = [
+        SequenceLoss(find_metric(risk.metric, loaded.tokenizer_json), risk.risk == "risk_consistency")
+        for risk in config.risks
+    ]
+    every = [ExitRule(measure=rules[0].measure), *rules]
     steps, size = config.continuation_length, config.batch_size
     kept = None
     if work is not None:
@@ -163,12 +198,14 @@ def _measure(
         kept=kept,
         progress=None if progress is None else partial(progress, stage),
     )
-    # Comparing tokens takes no time worth a bar; comparing texts may take longer than writing them.
-    comparing = None
-    if progress is not None and config.metric not in TOKEN_METRICS:
-        comparing = partial(progress, f"{stage} {config.metric}")
-    losses_BK = loss.of_rules(runs.tokens_KBN, reference_BN, comparing)
-    return Outcome.of_exits(losses_BK, runs.exits_KBN, loaded.model.config.exit_layers)
+    losses_RBK = []
+    for risk, loss in zip(config.risks, losses, strict=True):
+        # Comparing tokens takes no time worth a bar; comparing texts may take longer than writing them.
+        comparing = None
+        if progress is not None and risk.metric not in TOKEN_METRICS:
+            comparing = partial(progress, f"{stage} {risk.metric}")
+        losses_RBK.append(loss.of_rules(runs.tokens_KBN, reference_BN, comparing))
+    return Outcome.of_exits(np.stack(losses_RBK), runs.exits_KBN, loaded.model.config.exit_layers)
 
 
 def _check_prompts(

@@ -44,7 +44,8 @@ def choose_measure(
 
     Args:
         losses: of each measure's candidates on the same sequences, as :func:`learn_then_test` takes them.
-        savings: of each measure's candidates, ``(K,)``, in one unit; may be measured on the same sequences.
+        savings: of each measure's candidates, ``(K,)``, in one unit; may be measured on the same sequences,
+            since they choose among what is certified and have no say in the order of the tests.
         delta, epsilon, p_value, procedure: as in :func:`learn_then_test`.
 
     Raises:
@@ -61,7 +62,6 @@ def choose_measure(
             epsilon=epsilon / len(losses),
             p_value=p_value,
             procedure=procedure,
-            savings=savings[name],
         )
         for name, each in losses.items()
     }

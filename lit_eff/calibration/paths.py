@@ -21,7 +21,8 @@ from lit_eff.calibration.p_values import FloatArray, candidate_p_values
 from lit_eff.errors import UserError
 
 NEVER = np.inf  # a threshold that no confidence reaches
-TINY = 1e-12  # less added risk is rounding of means
+PLACES = 100  # of a learned path
+TINY = 1e-9  # less is rounding
 # Thresholds (V, E) -> losses of each, (m, V) or as check_risks takes several risks, and savings (V,).
 Measure = Callable[[FloatArray], tuple[Losses, ArrayLike]]
 
@@ -92,19 +93,19 @@ def learn_thresholds(
     epsilon: float,
     p_value: str = "hoeffding_bentkus",
 ) -> ThresholdPath:
-    """Search vectors of per-exit thresholds by greedy relaxation, and return the Pareto path of all measured.
+    """Search vectors of per-exit thresholds by Pareto local search, and return the path of all measured.
 
-    Measured first are the shared thresholds, so that the path is no worse than theirs. Then, from "never
-    exit", one exit at a time is relaxed by one level of the grid: the one that saves most per added risk, one
-    that adds no risk before all others; until every further step exceeds delta. That takes at most ``E G``
-    steps of at most E vectors. Vectors over delta are left out of the path.
+    Measured first are the shared thresholds and "never exit". Then, pass after pass, come the neighbours of
+    all vectors on the path so far, which are one level of one exit away, until a pass has none that are new
+    (Paquete, Chiarandini and Stuetzle 2004). The path is that of :func:`pareto_path` without vectors over
+    delta, thinned to :data:`PLACES` even steps of saving, each with its safest vector: more would tell
+    apart what few sequences cannot.
 
-    Test the result on **another** split, as it is, with ``fixed_sequence``. The two splits together must be
-    some hundred sequences for that to save more than one shared threshold tested on both.
+    Test the result on **another** split, as it is, with ``fixed_sequence``. The learning split must be some
+    hundred sequences for that to save more than one shared threshold.
 
     Args:
-        measure: what vectors ``(V, E)`` lose and save on the learning split. Called with all shared
-            thresholds and then once a step.
+        measure: what vectors ``(V, E)`` lose and save on the learning split. Called once a pass.
         grid: thresholds for each exit, decreasing: from the most conservative to the boldest.
         exits: early exits E.
         delta, epsilon, p_value: as they will be used in the test.
@@ -119,32 +120,28 @@ def learn_thresholds(
             f"the threshold grid is {levels.tolist()}; expected decreasing numbers, most conservative first"
         )
     levels = np.append(NEVER, levels)  # level 0
-    found: list[tuple[FloatArray, list[FloatArray], FloatArray]] = []
+    unit_EE = np.eye(exits, dtype=np.int64)
+    levels_VE = np.empty((0, exits), np.int64)
+    passes: list[tuple[list[tuple[FloatArray, float]], FloatArray]] = []
+    fresh_VE = np.repeat(np.arange(len(levels))[:, None], exits, axis=1)
+    while len(fresh_VE):
+        losses, savings = measure(levels[fresh_VE])
+        passes.append((check_risks(losses, delta), check_savings(savings, len(fresh_VE))))
+        levels_VE = np.concatenate([levels_VE, fresh_VE])
+        by_risk = zip(*(risks for risks, _ in passes), strict=True)
+        risks = [(np.concatenate([each for each, _ in parts], axis=1), parts[0][1]) for parts in by_risk]
+        savings_V = np.concatenate([saved for _, saved in passes])
+        path = front(risks, savings_V, epsilon, p_value)
+        path = _thinned(path[relative_risk(risks)[path] <= 1.0], savings_V)
+        near_VE = (levels_VE[path][:, None] + np.concatenate([unit_EE, -unit_EE])).reshape(-1, exits)
+        inside_VE = near_VE[((near_VE >= 0) & (near_VE < len(levels))).all(axis=1)]
+        unseen = set(map(tuple, inside_VE.tolist())) - set(map(tuple, levels_VE.tolist()))
+        fresh_VE = np.array(sorted(unseen), np.int64).reshape(-1, exits)
+    return ThresholdPath(levels[levels_VE[path]], savings_V[path], len(levels_VE))
 
-    def look(levels_VE: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
-        thresholds_VE = levels[levels_VE]
-        losses, savings = measure(thresholds_VE)
-        risks = check_risks(losses, delta)
-        found.append((thresholds_VE, [each for each, _ in risks], check_savings(savings, len(levels_VE))))
-        return relative_risk(risks), found[-1][2]
 
-    shared = np.repeat(np.arange(len(levels))[:, None], exits, axis=1)
-    risk_V, saved_V = look(shared)
-    here, risk, saved = shared[0], risk_V[0], saved_V[0]
-    while (here < len(levels) - 1).any():
-        steps_VE = (here + np.eye(exits, dtype=np.int64))[here < len(levels) - 1]
-        risk_V, saved_V = look(steps_VE)
-        gain_V, added_V = saved_V - saved, risk_V - risk
-        allowed_V = risk_V <= 1.0
-        if not allowed_V.any():
-            break
-        rate_V = np.where(added_V > TINY, gain_V / np.maximum(added_V, TINY), np.inf)
-        best = np.lexsort((gain_V, np.where(allowed_V, rate_V, -np.inf)))[-1]  # of equal rates the most gain
-        here, risk, saved = steps_VE[best], risk_V[best], saved_V[best]
-
-    thresholds, losses, savings = zip(*found, strict=True)
-    risks = check_risks([np.concatenate(each, axis=1) for each in zip(*losses, strict=True)], delta)
-    thresholds_VE, savings_V = np.concatenate(thresholds), np.concatenate(savings)
-    path = front(risks, savings_V, epsilon, p_value)
-    path = path[relative_risk(risks)[path] <= 1.0]  # the others would be measured again for nothing
-    return ThresholdPath(thresholds_VE[path], savings_V[path], len(thresholds_VE))
+def _thinned(path: NDArray[np.intp], savings_V: FloatArray) -> NDArray[np.intp]:
+    """The first, hence safest, candidate in each of :data:`PLACES` equal ranges of saving, and in none."""
+    saved = savings_V[path]
+    place = np.ceil(PLACES * saved / saved[-1] - TINY) if len(saved) and saved[-1] > 0 else saved
+    return path[np.diff(place, prepend=-np.inf) > 0]

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from lit_eff.calibration.figures import PANELS, panel, write_png
 from lit_eff.files import atomic_path
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import loss_name
+from lit_eff.runtime.evidence import Candidate, Measured, Tried
 
 
 class Writer(Protocol):
@@ -49,7 +51,10 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
         "## What was measured",
         "",
         *_table(
-            ("split", "sequences", "risk", "layers launched per token", "layers computed per token"),
+            (
+                *("split", "sequences", *_risk_columns(certificate)),
+                *("layers launched per token", "layers computed per token"),
+            ),
             _splits(certificate),
         ),
         "",
@@ -68,13 +73,25 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
             ),
             "",
         ]
+    if certificate.tried is not None:
+        lines += [
+            f"The confidence measure was chosen among {len(certificate.tried)}, each tested with a total "
+            f"error of {certificate.level:.3g}; all that they certify holds at once:",
+            "",
+            *_table(("measure", "layers per token of the boldest certified"), _tried(certificate.tried)),
+            "",
+        ]
     lines += [
-        f"The grid, from conservative to bold ({certificate.procedure.replace('_', ' ')} certifies risk at "
-        f"most {certificate.delta:g} with total error {certificate.epsilon:g}; each bound of a true risk "
-        f"holds with probability {1 - certificate.epsilon:g}, for that threshold and by itself):",
+        f"{_order(certificate)}, from conservative to bold ({certificate.procedure.replace('_', ' ')} "
+        f"certifies risk at most {_deltas(certificate)} with total error {certificate.level:.3g}; each bound "
+        f"of a true risk holds with probability {1 - certificate.epsilon:g}, for that line and by itself):",
         "",
         *_table(
-            ("threshold", "risk", "bounds of the true risk", "p-value", "certified", "layers per token"),
+            (
+                *_threshold_columns(certificate),
+                *(*_risk_columns(certificate), "bounds of the true risk", "p-value", "certified"),
+                "layers per token",
+            ),
             _grid(certificate),
         ),
     ]
@@ -83,7 +100,8 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
 
 def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
     """What the guarantee stands on, and what breaks it, in plain words: pairs."""
-    confidence, share = f"{100 * (1 - certificate.epsilon):.4g}%", f"{100 * certificate.delta:.4g}%"
+    confidence = f"{100 * (1 - certificate.epsilon):.4g}%"
+    shares = " and ".join(f"{100 * risk.delta:.4g}%" for risk in certificate.risks)
     prompt = "prompts as logged" if certificate.prompt_length is None else "prompts"
     length = (
         "of any length" if certificate.prompt_length is None else f"of {certificate.prompt_length} tokens"
@@ -95,8 +113,8 @@ def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
             "users, topics or languages change, traffic drifts, or prompts were picked by how they fared",
         ),
         (
-            "every setting was fixed before the calibration data was seen: grid, measure, schedule, delta, "
-            "epsilon, procedure, p-value",
+            "every setting was fixed before the calibration data was seen: grid, order, measure, schedule, "
+            "delta, epsilon, procedure, p-value",
             "one is changed after a look at these figures and the same split calibrates again",
         ),
         (
@@ -119,7 +137,7 @@ def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
             "longer or shorter texts are read, or another part of them",
         ),
         (
-            f"it is read as one statement on average over sequences: a mean loss of at most {share}",
+            f"it is read as one statement on average over sequences: a mean loss of at most {shares}",
             "it is read as a promise for each sequence, or each topic: some lose more, others nothing",
         ),
         (
@@ -132,23 +150,59 @@ def assumptions(certificate: Certificate) -> list[tuple[str, str]]:
 
 def _schedule(certificate: Certificate) -> str:
     if certificate.decay is None:
-        return "constant threshold"
+        return "constant thresholds" if certificate.vectors else "constant threshold"
     return f"threshold decaying with tau {certificate.decay:g} over {certificate.horizon} tokens"
 
 
 def _splits(certificate: Certificate) -> Iterator[tuple[str, ...]]:
     for name, split in (("calibration", certificate.calibration), ("test", certificate.test)):
         layers = (split.layers_per_token, split.computed_layers_per_token)
-        yield name, f"{split.sequences:,}", f"{split.risk:.4f}", *(f"{each:.2f}" for each in layers)
+        yield name, f"{split.sequences:,}", *_risks(split), *(f"{each:.2f}" for each in layers)
+
+
+def _tried(tried: Sequence[Tried]) -> Iterator[tuple[str, str]]:
+    for one in tried:
+        layers = one.layers_per_token
+        yield f"`{one.measure}`", "none certified" if layers is None else f"{layers:.2f}"
+
+
+def _risks(measured: Candidate | Measured) -> list[str]:
+    return [f"{risk:.4f}" for risk in (measured.risk, *(measured.also_risks or ()))]
+
+
+def _risk_columns(certificate: Certificate) -> list[str]:
+    risks = certificate.risks
+    return ["risk"] if len(risks) == 1 else [f"risk: {loss_name(risk)}" for risk in risks]
+
+
+def _deltas(certificate: Certificate) -> str:
+    return " and ".join(f"{risk.delta:g}" for risk in certificate.risks)
+
+
+def _order(certificate: Certificate) -> str:
+    learning = certificate.learning
+    if learning is not None:
+        return (
+            f"The path of {len(certificate.candidates):,}, which was learned on {learning.sequences:,} other "
+            f"sequences among {learning.vectors:,} vectors of thresholds"
+        )
+    return "The path" if certificate.vectors else "The grid"
+
+
+def _threshold_columns(certificate: Certificate) -> tuple[str, ...]:
+    if not certificate.vectors:
+        return ("threshold",)
+    return "place", *(f"threshold after layer {layer}" for layer in certificate.exit_layers[:-1])
 
 
 def _grid(certificate: Certificate) -> Iterator[tuple[str, ...]]:
     for index, one in enumerate(certificate.candidates):
         mark = "**selected**" if index == certificate.selected else "yes" if one.certified else "no"
         bounds = "" if one.risk_interval is None else "{:.4f} to {:.4f}".format(*one.risk_interval)
+        thresholds = [str(index + 1), *one.label.split(", ")] if certificate.vectors else [one.label]
         yield (
-            f"{one.threshold:g}",
-            f"{one.risk:.4f}",
+            *thresholds,
+            *_risks(one),
             bounds,
             f"{one.p_value:.3g}",
             mark,
@@ -174,4 +228,6 @@ def write_tensorboard(certificate: Certificate, writer: Writer) -> None:
         writer.add_figure(f"calibration/{name}", panel(certificate, name))
     writer.add_text("calibration/certificate", markdown(certificate))
     writer.add_scalar("calibration/test_risk", certificate.test.risk)
+    for risk, measured in zip(certificate.risks[1:], certificate.test.also_risks or (), strict=True):
+        writer.add_scalar(f"calibration/test_risk/{risk.certifies}_{risk.metric}", measured)
     writer.add_scalar("calibration/test_layers_per_token", certificate.test.layers_per_token)

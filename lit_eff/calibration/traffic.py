@@ -1,8 +1,10 @@
 """Calibration from logged traffic: the procedure of an older certificate, on what users now ask.
 
-Everything that must be fixed before the losses are seen is taken from that certificate: levels, grid,
-measure, schedule, procedure. Prompts are whole, as they were asked. They are split by a hash of their own
-content: a prompt always falls into the same part, however the log grows, and copies of one never into both.
+Everything that must be fixed before the losses are seen is taken from that certificate: levels, candidates
+in their order, measure, schedule, procedure. Vectors of thresholds whose order was learned are now a fixed
+sequence like any other: the log had no say in that order, so nothing need be learned again. Prompts are
+whole, as they were asked. They are split by a hash of their own content: a prompt always falls into the same
+part, however the log grows, and copies of one never into both.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lit_eff.calibration.certify import Progress
-from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.config import CalibrationConfig, Risk
 from lit_eff.calibration.job import calibrate
 from lit_eff.calibration.ltt import sequences_needed
 from lit_eff.calibration.resume import WorkFolder
@@ -63,42 +65,49 @@ def recalibrate(
             consistency, whose reference a log does not hold.
     """
     certificate.check_writes()
-    if certificate.certifies == "risk_consistency":
+    if any(risk.certifies == "risk_consistency" for risk in certificate.risks):
         raise UserError(
             "the certificate is of risk consistency, and a log holds no references; calibrate the checkpoint "
             "on documents instead"
         )
     calibration, test = split_prompts(prompts)
+    procedure = certificate.procedure if certificate.learning is None else "fixed_sequence"
+    delta = min(risk.delta for risk in certificate.risks)
     needed = sequences_needed(
-        certificate.delta,
+        delta,
         certificate.epsilon,
         certificate.p_value,
-        certificate.procedure,
+        procedure,
         len(certificate.candidates),
     )
     usable = min(len(calibration), most)
     if usable < needed or not test:
         raise UserError(
             f"the log has {len(calibration) + len(test)} distinct prompts that can be used, of which "
-            f"{usable} calibrate and {len(test)} test; at delta {certificate.delta:g} and epsilon "
+            f"{usable} calibrate and {len(test)} test; at delta {delta:g} and epsilon "
             f"{certificate.epsilon:g} at least {needed} must calibrate, even without a single error, which "
             f"takes about {math.ceil(needed / CALIBRATION_SHARE)} distinct prompts in the log"
         )
     calibration, test = calibration[:most], test[: max(1, most // 2)]
+    early_exits = len(certificate.exit_layers) - 1
     config = CalibrationConfig(
         risk=certificate.certifies,
         metric=certificate.metric,
         delta=certificate.delta,
+        also=tuple(Risk(risk.certifies, risk.metric, risk.delta) for risk in certificate.risks[1:]),
         epsilon=certificate.epsilon,
         sequences=len(calibration),
         test_sequences=len(test),
         prompt_length=None,
         continuation_length=certificate.continuation_length,
-        thresholds=tuple(candidate.threshold for candidate in certificate.candidates),
+        thresholds=tuple(
+            candidate.vector(early_exits) if candidate.threshold is None else candidate.threshold
+            for candidate in certificate.candidates
+        ),
         measure=certificate.measure,
         decay=certificate.decay,
         p_value=certificate.p_value,
-        procedure=certificate.procedure,
+        procedure=procedure,
     )
     hashes = {"calibration": _split_sha256(calibration), "test": _split_sha256(test)}
     return calibrate(loaded, calibration, test, config, split_hashes=hashes, progress=progress, work=work)

@@ -23,14 +23,15 @@ def check_metric(certificate: Certificate, named: str | None) -> None:
     Raises:
         UserError: for a function that ``--metric`` does not name, or any other name there.
     """
-    metric = certificate.metric
-    if metric not in METRICS and named is None:
-        raise UserError(
-            f"the certificate's metric is the function {metric}; if that is code you trust, allow it with "
-            f"--metric {metric}"
-        )
-    if named not in (None, metric):
-        raise UserError(f"--metric is {named!r}, and the certificate's metric is {metric!r}")
+    metrics = [risk.metric for risk in certificate.risks]
+    if named is not None and named not in metrics:
+        raise UserError(f"--metric is {named!r}, and the certificate's metric is {' and '.join(metrics)!r}")
+    for metric in metrics:
+        if metric not in METRICS and metric != named:
+            raise UserError(
+                f"the certificate's metric is the function {metric}; if that is code you trust, allow it "
+                f"with --metric {metric}"
+            )
 
 
 class Parser(argparse.ArgumentParser):

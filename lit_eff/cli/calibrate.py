@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from lit_eff.models.checkpoint import LoadedCheckpoint
 
 CERTIFICATE = "exits.json"
+# Where vectors and their order are learned: its documents trained nothing, and certify nothing.
+LEARNING = "validation"
+COUNTS = {
+    LEARNING: "calibration.learning_sequences",
+    "calibration": "calibration.sequences",
+    "test": "calibration.test_sequences",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -100,6 +107,7 @@ def calibrate_checkpoint(ckpt_path: Path, recipe: Recipe, output: Path, device: 
                 certificate = calibrate(
                     *(loaded, given.prompts, given.held_out, config),
                     split_hashes=given.split_hashes,
+                    learning_prompts=given.learning,
                     progress=progress,
                     work=work,
                 )
@@ -123,6 +131,7 @@ class CalibrationInputs:
     Attributes:
         prompts, held_out: int64 ``(B, config.prompt_length + config.reference_length)``, of the calibration
             and the test split.
+        learning: of the validation split, where the procedure learns vectors of thresholds.
     """
 
     loaded: LoadedCheckpoint
@@ -130,6 +139,7 @@ class CalibrationInputs:
     prompts: Ints
     held_out: Ints
     split_hashes: Mapping[str, str]
+    learning: Ints | None = None
 
 
 def calibration_inputs(ckpt_path: Path, recipe: Recipe, device: str = "auto") -> CalibrationInputs:
@@ -176,9 +186,15 @@ def _prompts(
     if config.prompt_length is None:
         raise UserError("calibration.prompt_length is null; expected how many tokens begin each document")
     take = partial(take_prompts, length=config.prompt_length, reference=config.reference_length)
-    prompts = take(data.documents("calibration"), split="calibration", count=config.sequences)
-    held_out = take(data.documents("test"), split="test", count=config.test_sequences, exclude=prompts)
-    return CalibrationInputs(loaded, config, prompts, held_out, data.split_hashes)
+    learning, used = None, []
+    if config.learns:
+        # First of all: what is learned from has nothing to do with what calibrates.
+        learning = take(data.documents(LEARNING), split=LEARNING, count=config.learning_sequences)
+        used = list(learning)
+    prompts = take(data.documents("calibration"), split="calibration", count=config.sequences, exclude=used)
+    used += list(prompts)
+    held_out = take(data.documents("test"), split="test", count=config.test_sequences, exclude=used)
+    return CalibrationInputs(loaded, config, prompts, held_out, _split_hashes(data), learning)
 
 
 def _classifier(
@@ -191,17 +207,25 @@ def _classifier(
         if len(examples) < count:
             raise UserError(
                 f"the {split} split has {len(examples)} documents; {count} are asked for; lower "
-                "calibration.sequences or calibration.test_sequences, or raise the split's share in "
-                f"data.splits.{split}"
+                f"{COUNTS[split]}, or raise the split's share in data.splits.{split}"
             )
         wanted = [(0, index) for index in range(count)]
         starts = range(0, count, config.batch_size)
         return [examples.batch(wanted[start : start + config.batch_size]) for start in starts]
 
-    calibration, test = batches("calibration", config.sequences), batches("test", config.test_sequences)
     return calibrate_classifier(
-        loaded, calibration, test, config, split_hashes=data.split_hashes, progress=progress
+        loaded,
+        batches("calibration", config.sequences),
+        batches("test", config.test_sequences),
+        config,
+        split_hashes=_split_hashes(data),
+        learning=batches(LEARNING, config.learning_sequences) if config.learns else None,
+        progress=progress,
     )
+
+
+def _split_hashes(data: ClassificationData | LanguageModelData) -> dict[str, str]:
+    return {**data.split_hashes, "learning": data.split_hashes[LEARNING]}
 
 
 def _run_folder(ckpt_path: Path) -> Path:

@@ -54,8 +54,12 @@ def resumable(output: Path, command: str) -> Iterator[WorkFolder]:
         command: what goes on where an interrupted one was.
     """
 
+    said: set[str] = set()
+
     def found(stage: str, kept: int, sequences: int) -> None:
-        print(f"resuming: {kept} of {sequences} {stage} sequences are there already", file=sys.stderr)
+        if stage not in said:  # a search asks for the same sequences again and again
+            print(f"resuming: {kept} of {sequences} {stage} sequences are there already", file=sys.stderr)
+        said.add(stage)
 
     output = output.absolute()  # "." has no name
     work = WorkFolder(output.with_name(f"{output.name}.partial"), found)
@@ -79,6 +83,6 @@ def bars() -> Iterator[Report]:
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(f"{stage} sequences", total=total)
-            bars.update(tasks[stage], completed=done)
+            bars.update(tasks[stage], completed=done, total=total)  # a search knows no total beforehand
 
         yield progress

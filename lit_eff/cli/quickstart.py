@@ -179,9 +179,7 @@ def calibration_report(certificate: Certificate) -> dict[str, Any]:
         "delta": certificate.delta,
         "epsilon": certificate.epsilon,
         "selected": certificate.selected,
-        "threshold": None
-        if certificate.selected is None
-        else certificate.candidates[certificate.selected].threshold,
+        "thresholds": certificate.thresholds,
         "layers": certificate.exit_layers[-1],
         "layers_per_token": certificate.test.layers_per_token,
         "computed_layers_per_token": certificate.test.computed_layers_per_token,

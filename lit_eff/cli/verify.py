@@ -19,6 +19,7 @@ from lit_eff.errors import UserError, require
 from lit_eff.runtime.audit import Audit, audit
 from lit_eff.runtime.bundle import Bundle, open_bundle
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import loss_name
 from lit_eff.runtime.metrics import TOKEN_METRICS, Metric
 from lit_eff.runtime.prompts import Prompt, certified_prompts, read_prompts
 
@@ -162,5 +163,6 @@ def _summary(bundle: Bundle, certificate: Certificate, result: Audit, alpha: flo
             f"layers per token  {result.layers_per_token:.2f} of {layers}; the certificate's test split: "
             f"{test.layers_per_token:.2f}",
             f"{verdicts[result.verdict]} (confidence {1 - alpha:.4g}).",
+            *(f"Not measured again: {loss_name(risk)}." for risk in certificate.risks[1:]),
         ]
     )

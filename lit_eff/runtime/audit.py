@@ -49,6 +49,8 @@ def audit(
 ) -> Audit:
     """Measure the certified loss on prompts, one at a time (:class:`lit_eff.runtime.betting.RiskTest`).
 
+    Of several certified risks this is the first.
+
     Args:
         prompts: at least one; a random sample in a random order, none used in calibration. For risk
             consistency each goes on with the reference, the document's own tokens.
@@ -56,7 +58,7 @@ def audit(
         metric: the certificate's, where it is not one of ``TOKEN_METRICS``.
     """
     test, rule = RiskTest(certificate.delta, alpha), certificate.exit_rule()
-    loss, steps = SequenceLoss.of(certificate, metric), certificate.continuation_length
+    loss, steps = SequenceLoss.of(certificate.risks[0], metric), certificate.continuation_length
     layers, tokens = 0, 0
     for prompt in prompts:
         start, reference = (prompt[:-steps], prompt[-steps:]) if loss.of_reference else (prompt, None)

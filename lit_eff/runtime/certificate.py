@@ -11,36 +11,29 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.runtime.claim import sentence
-from lit_eff.runtime.exit_rule import ExitRule, Measure
+from lit_eff.runtime.evidence import (
+    Candidate,
+    Certifies,
+    Learning,
+    Level,
+    Measured,
+    Risk,
+    Sha256,
+    Strict,
+    Threshold,
+    Tried,
+)
+from lit_eff.runtime.exit_rule import ExitRule, Measure, Thresholds
 from lit_eff.runtime.metrics import CALLABLE, METRICS
 
 FORMAT_VERSION = 1
-NEVER = "never"
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Level = Annotated[float, Field(gt=0.0, lt=1.0)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# In the file an exit that is never taken says so in a word: a threshold of 1 would still exit under a decay.
-Threshold = Annotated[
-    Probability | None,
-    BeforeValidator(lambda value: None if value == NEVER else value),
-    PlainSerializer(lambda value: NEVER if value is None else value, when_used="json"),
-]
+LEARNS = "split_fixed_sequence"  # the procedure whose order is learned
+OF_LABELS = ("disagreement", "error")  # what is certified of a classifier
 
 
 def tokenizer_sha256(tokenizer_json: str | None) -> str | None:
@@ -48,62 +41,7 @@ def tokenizer_sha256(tokenizer_json: str | None) -> str | None:
     return None if tokenizer_json is None else hashlib.sha256(tokenizer_json.encode()).hexdigest()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    # What older files lack stays out of the content where it is unknown: their digest stays the same.
-    @model_serializer(mode="wrap")
-    def _without_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        optional = {name for name, field in type(self).model_fields.items() if field.default is None}
-        content: dict[str, Any] = handler(self)
-        return {name: value for name, value in content.items() if value is not None or name not in optional}
-
-
-class Candidate(_Strict):
-    """One threshold of the grid as measured on the calibration split.
-
-    Attributes:
-        threshold: shared by all early exits.
-        risk: mean over sequences of the loss.
-        p_value: of the null hypothesis "the true risk exceeds delta".
-        certified: whether the procedure rejected that hypothesis.
-        layers_per_token: as in :class:`Measured`.
-        risk_interval: lower and upper bound of the true risk; each holds with probability ``1 - epsilon``,
-            for this candidate and by itself; ``None``: not recorded.
-    """
-
-    threshold: Probability
-    risk: Probability
-    p_value: Probability
-    certified: bool
-    layers_per_token: float
-    risk_interval: tuple[Probability, Probability] | None = None
-
-
-class Measured(_Strict):
-    """What the selected thresholds did on one split.
-
-    Attributes:
-        split_sha256: hash of the whole split the prompts came from.
-        sequences: prompts, each from its own document.
-        risk: mean over sequences of the loss.
-        layers_per_token: mean layers launched for a token, which is the layer it left at. The time of one
-            sequence follows this number.
-        computed_layers_per_token: mean layers in fact computed for a token by the end of the continuation:
-            under the deferred KV policy a token's skipped layers run with the next token that goes deeper, in
-            the same launch.
-        exit_shares: share of tokens that left at each of ``exit_layers``; ``None``: not recorded.
-    """
-
-    split_sha256: Sha256
-    sequences: Annotated[int, Field(ge=1)]
-    risk: Probability
-    layers_per_token: float
-    computed_layers_per_token: float
-    exit_shares: tuple[Probability, ...] | None = None
-
-
-class Certificate(_Strict):
+class Certificate(Strict):
     """``P(risk <= delta) >= 1 - epsilon`` for the thresholds here, over the draw of calibration sequences.
 
     Attributes:
@@ -115,12 +53,16 @@ class Certificate(_Strict):
         metric: dissimilarity of two continuations, a name in :mod:`lit_eff.runtime.metrics` or a function
             ``package.module:function``; ``zero_one`` of two labels.
         delta, epsilon: the levels of the guarantee.
+        also: further risks that the same thresholds keep, all at once; ``None``: there is one alone.
         procedure, p_value: names in ``lit_eff.calibration``.
-        candidates: the grid, most conservative first, in the order fixed before measuring.
+        candidates: the grid or a path of vectors, most conservative first, in the order fixed before
+            measuring.
         selected: index of the chosen candidate; ``None``: none could be certified, never exit.
         exit_layers: layers run at each exit, the last being the whole model.
         thresholds: one per early exit (all but the last); ``None`` (``never`` in the file) never exits there.
         measure, decay, horizon: confidence measure and threshold schedule, as in :class:`ExitRule`.
+        tried: the confidence measures that ``measure`` was chosen among, each tested at :attr:`level`;
+            ``None``: there was no choice.
         kv_policy: how keys and values of skipped layers come to be; ``None`` of a classifier.
         dtype: of the computation that was measured.
         batch_rule: ``per_sequence``: what a sequence does depends on its own tokens only.
@@ -128,16 +70,16 @@ class Certificate(_Strict):
             classify.
         continuation_length: tokens; 1, the label, of a classifier.
         calibration, test: the same quantities on two disjoint splits; only the first was used to select.
-        train_sha256: hash of the training split; ``None``: not known to be disjoint from the other two.
+        learning: where a learned order of the candidates comes from; ``None``: it was there before any data.
+        train_sha256: hash of the training split; ``None``: not known to be disjoint from the others.
         weights_sha256, tokenizer_sha256: of the model this was measured on.
     """
 
     format_version: Literal[1] = 1
-    certifies: Literal["textual_consistency", "risk_consistency", "disagreement", "error"] = (
-        "textual_consistency"
-    )
+    certifies: Certifies = "textual_consistency"
     metric: str = "token_disagreement"
     delta: Level
+    also: tuple[Risk, ...] | None = None
     epsilon: Level
     procedure: str
     p_value: str
@@ -146,6 +88,7 @@ class Certificate(_Strict):
     exit_layers: tuple[int, ...]
     thresholds: tuple[Threshold, ...]
     measure: Measure
+    tried: tuple[Tried, ...] | None = None
     decay: float | None
     horizon: int
     kv_policy: Literal["deferred"] | None
@@ -155,6 +98,7 @@ class Certificate(_Strict):
     continuation_length: int
     calibration: Measured
     test: Measured
+    learning: Learning | None = None
     train_sha256: Sha256 | None
     weights_sha256: Sha256
     tokenizer_sha256: Sha256 | None
@@ -164,37 +108,73 @@ class Certificate(_Strict):
         early_exits = len(self.exit_layers) - 1
         if len(self.thresholds) != early_exits:
             raise ValueError(f"thresholds has {len(self.thresholds)} entries for {early_exits} early exits")
+        for index, candidate in enumerate(self.candidates):
+            if len(candidate.vector(early_exits)) != early_exits:
+                raise ValueError(f"candidate {index} has thresholds for other than {early_exits} early exits")
         if self.selected is None:
-            shared = None
+            expected: Thresholds = (None,) * early_exits
             if any(candidate.certified for candidate in self.candidates):
                 raise ValueError("selected is null although a candidate is certified")
         else:
             if self.selected >= len(self.candidates) or not self.candidates[self.selected].certified:
                 raise ValueError(f"selected is {self.selected}, which is not a certified candidate")
-            shared = self.candidates[self.selected].threshold
-        if set(self.thresholds) - {shared}:
+            expected = self.candidates[self.selected].vector(early_exits)
+        if self.thresholds != expected:
             raise ValueError("thresholds differ from those of the selected candidate")
-        if self.classifies:
-            whole = (self.metric, self.kv_policy, self.prompt_length, self.continuation_length)
-            if whole != ("zero_one", None, None, 1):
-                raise ValueError(f"{self.certifies} is of a classifier, and other fields are of a text")
-        elif self.metric not in METRICS and not CALLABLE.match(self.metric):
-            raise ValueError(f"metric is {self.metric!r}, neither a known one nor package.module:function")
-        elif self.kv_policy is None:
-            raise ValueError(f"kv_policy is null for {self.certifies}")
-        elif self.certifies == "risk_consistency" and self.prompt_length is None:
-            raise ValueError("prompt_length is null for risk_consistency, whose references follow prompts")
+        if self.tried is not None and self.measure not in [one.measure for one in self.tried]:
+            raise ValueError(f"measure is {self.measure!r}, which is not among those tried")
+        if (self.procedure == LEARNS) != (self.learning is not None):
+            raise ValueError(f"procedure {self.procedure} and learning contradict each other")
+        for risk in self.risks:
+            self._check_risk(risk)
+        measured = [each.also_risks for each in self.candidates]
+        for also_risks in (*measured, self.calibration.also_risks, self.test.also_risks):
+            if len(also_risks or ()) != len(self.risks) - 1:
+                raise ValueError(f"also_risks is {also_risks} for {len(self.risks) - 1} further risks")
         splits = [self.train_sha256, self.calibration.split_sha256, self.test.split_sha256]
+        if self.learning is not None:
+            splits.append(self.learning.split_sha256)
         if len(set(splits)) < len(splits):
             raise ValueError(
-                "the train, calibration and test splits must be disjoint, and two have the same hash"
+                "the train, learning, calibration and test splits must be disjoint, and two have the same "
+                "hash"
             )
         return self
+
+    def _check_risk(self, risk: Risk) -> None:
+        if risk.certifies in OF_LABELS or self.classifies:
+            whole = (risk.metric, self.kv_policy, self.prompt_length, self.continuation_length)
+            if whole != ("zero_one", None, None, 1) or risk.certifies not in OF_LABELS:
+                raise ValueError(f"{risk.certifies} is of a classifier, and other fields are of a text")
+        elif risk.metric not in METRICS and not CALLABLE.match(risk.metric):
+            raise ValueError(f"metric is {risk.metric!r}, neither a known one nor package.module:function")
+        elif self.kv_policy is None:
+            raise ValueError(f"kv_policy is null for {risk.certifies}")
+        elif risk.certifies == "risk_consistency" and self.prompt_length is None:
+            raise ValueError("prompt_length is null for risk_consistency, whose references follow prompts")
+
+    @property
+    def risks(self) -> tuple[Risk, ...]:
+        """All that is certified: ``certifies`` by ``metric`` within ``delta``, then ``also``."""
+        return (
+            Risk(certifies=self.certifies, metric=self.metric, delta=self.delta),
+            *(self.also or ()),
+        )
 
     @property
     def classifies(self) -> bool:
         """Whether this is about a classifier's labels rather than a language model's text."""
-        return self.certifies in ("disagreement", "error")
+        return self.certifies in OF_LABELS
+
+    @property
+    def level(self) -> float:
+        """What each measure's test may err by: epsilon, shared among the measures tried (Bonferroni)."""
+        return self.epsilon / len(self.tried or (self.measure,))
+
+    @property
+    def vectors(self) -> bool:
+        """Whether the candidates are vectors of thresholds rather than shared ones."""
+        return any(candidate.thresholds is not None for candidate in self.candidates)
 
     def exit_rule(self) -> ExitRule:
         """The rule a runtime decodes with; one that never exits where nothing could be certified."""

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from lit_eff.errors import UserError
 
 Measure = Literal["softmax_response", "max_probability", "entropy"]
+Thresholds = tuple[float | None, ...]  # one per early exit, shallow to deep; None never exits there
 
 
 def _softmax(logits_NV: NDArray[Any]) -> NDArray[np.float32]:

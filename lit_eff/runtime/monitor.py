@@ -20,10 +20,11 @@ from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.runtime.betting import RiskTest
 from lit_eff.runtime.certificate import Certificate
-from lit_eff.runtime.claim import DIFFERENCES
+from lit_eff.runtime.claim import DIFFERENCES, loss_name
 from lit_eff.runtime.decode import Round
+from lit_eff.runtime.evidence import Risk
 from lit_eff.runtime.random_numbers import Purpose, random_word
-from lit_eff.runtime.risk import unwatchable
+from lit_eff.runtime.risk import unwatchable, watched
 
 FORMAT_VERSION = 1
 BINS = 20  # of equal width over [0, 1], where every confidence measure lies
@@ -41,7 +42,8 @@ class Monitor:
         exits_E: int64, tokens by the exit they came from.
         confidence_EB: int64, confidences of each early exit by bin. An exit is asked only about tokens that
             no shallower one let go.
-        test: of the risk, on the sampled requests.
+        risk: the one that is watched; ``None``: none can be.
+        test: of that risk, on the sampled requests.
     """
 
     def __init__(self, certificate: Certificate, *, alpha: float) -> None:
@@ -51,7 +53,8 @@ class Monitor:
         self.requests = 0
         self.exits_E: NDArray[np.int64] = np.zeros(exits, np.int64)
         self.confidence_EB: NDArray[np.int64] = np.zeros((exits - 1, BINS), np.int64)
-        self.test = RiskTest(certificate.delta, alpha)
+        self.risk = watched(certificate)
+        self.test = RiskTest((self.risk or certificate.risks[0]).delta, alpha)
 
     def observe(self, one: Round) -> None:
         """Count a round that the certificate's exit rule decoded."""
@@ -100,21 +103,24 @@ class Monitor:
 
     def sentence(self) -> str:
         """The state of the guarantee in one plain sentence."""
-        test, delta = self.test, 100 * self.certificate.delta
         if self.certificate.selected is None:
             return "The certificate never exits early, so there is no risk to watch."
-        reason = unwatchable(self.certificate)
-        if reason is not None:
-            return f"The risk cannot be watched here: {reason}. Exits and confidences are counted."
+        if self.risk is None:
+            reasons = "; ".join(str(unwatchable(risk)) for risk in self.certificate.risks)
+            return f"The risk cannot be watched here: {reasons}. Exits and confidences are counted."
+        others = ", ".join(loss_name(risk) for risk in self.certificate.risks if risk != self.risk)
+        return self._of_risk(self.risk) + (f" Not watched: {others}." if others else "")
+
+    def _of_risk(self, risk: Risk) -> str:
+        test, delta = self.test, 100 * risk.delta
         if test.mean is None:
             return (
                 f"None of {self.requests:,} certified requests has been run in full, so nothing is known yet."
             )
         low, high = test.interval()
-        metric = self.certificate.metric
         changed = f"exits changed {test.mean:.2%} of their tokens"
-        if metric != "token_disagreement":
-            changed = f"their {DIFFERENCES[metric]} was {test.mean:.2%}"
+        if risk.metric != "token_disagreement":
+            changed = f"their {DIFFERENCES[risk.metric]} was {test.mean:.2%}"
         measured = (
             f"of {self.requests:,} certified requests {test.count:,} were run in full as well; "
             f"{changed} (between {low:.2%} and {high:.2%} with confidence "
@@ -161,7 +167,7 @@ class Monitor:
                 if stored.shape != counts.shape:
                     raise ValueError(f"{name} has shape {stored.shape}, not {counts.shape}")
                 counts[...] = stored
-            monitor.test = RiskTest.from_dict(content["risk"], delta=certificate.delta, alpha=alpha)
+            monitor.test = RiskTest.from_dict(content["risk"], delta=monitor.test.delta, alpha=alpha)
         except FileNotFoundError:
             return monitor
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decode import GenerateRequest, Mode, Round, generate
+from lit_eff.runtime.evidence import Risk
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.metrics import TOKEN_METRICS, Metric, Tokens, token_disagreement
 from lit_eff.runtime.segments import SegmentRunner
@@ -38,10 +39,10 @@ class SequenceLoss:
     of_reference: bool = False
 
     @classmethod
-    def of(cls, certificate: Certificate, metric: Metric | None = None) -> SequenceLoss:
-        """That of a certificate; its metric is needed where it is not one of ``TOKEN_METRICS``."""
-        found = TOKEN_METRICS[certificate.metric] if metric is None else metric
-        return cls(found, certificate.certifies == "risk_consistency")
+    def of(cls, risk: Risk, metric: Metric | None = None) -> SequenceLoss:
+        """That of a certified risk; its metric is needed where it is not one of ``TOKEN_METRICS``."""
+        found = TOKEN_METRICS[risk.metric] if metric is None else metric
+        return cls(found, risk.certifies == "risk_consistency")
 
     def __call__(self, early: Tokens, full: Tokens, reference: Tokens | None = None) -> float:
         if not self.of_reference:
@@ -73,13 +74,18 @@ class SequenceLoss:
         return losses_BK
 
 
-def unwatchable(certificate: Certificate) -> str | None:
-    """Why a server cannot measure a certificate's risk on its traffic; ``None`` where it can."""
-    if certificate.certifies == "risk_consistency":
+def unwatchable(risk: Risk) -> str | None:
+    """Why a server cannot measure a certified risk on its traffic; ``None`` where it can."""
+    if risk.certifies == "risk_consistency":
         return "risk consistency needs a reference text, and a request has none"
-    if certificate.metric not in TOKEN_METRICS:
-        return f"the metric {certificate.metric} is of text, and needs the training install or code of yours"
+    if risk.metric not in TOKEN_METRICS:
+        return f"the metric {risk.metric} is of text, and needs the training install or code of yours"
     return None
+
+
+def watched(certificate: Certificate) -> Risk | None:
+    """The first of a certificate's risks that a server can measure on its traffic, if there is one."""
+    return next((risk for risk in certificate.risks if unwatchable(risk) is None), None)
 
 
 DISAGREEMENT = SequenceLoss(token_disagreement)

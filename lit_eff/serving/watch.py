@@ -9,6 +9,7 @@ prompt is no condition: that live prompts are not what calibration saw is what t
 A sampled request is compared on the certificate's own terms: as many tokens, without stop tokens, with the
 certificate's exit rule (even while the fallback keeps it from serving). A risk that cannot be measured here
 (of text metrics, or against a reference) is not watched, and the monitor says so; exits and confidences are.
+Of several risks the first that can be measured is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decode import GenerateRequest, Round
 from lit_eff.runtime.monitor import Monitor
-from lit_eff.runtime.risk import Comparison, SequenceLoss, compare, unwatchable
+from lit_eff.runtime.risk import Comparison, SequenceLoss, compare, watched
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.config import ServeConfig
 from lit_eff.serving.traffic_log import TrafficLog
@@ -48,7 +49,8 @@ class Watch:
         self.skipped = 0
         self._engine, self._config = engine, config
         self._rule = certificate.exit_rule()
-        self._loss = None if unwatchable(certificate) else SequenceLoss.of(certificate)
+        risk = watched(certificate)
+        self._loss = None if risk is None else SequenceLoss.of(risk)
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, ...]] = deque()
         self._running: Generator[Round, None, Comparison] | None = None

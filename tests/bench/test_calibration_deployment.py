@@ -11,7 +11,7 @@ import pytest
 
 from lit_eff.bench import calibration_deployment as deployment
 from lit_eff.bench.results import read_results
-from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.config import CalibrationConfig, Risk
 from lit_eff.calibration.job import calibrate
 from lit_eff.cli.calibrate import CalibrationInputs
 from lit_eff.cli.main import main
@@ -59,6 +59,22 @@ def test_a_resplit_is_what_calibrating_on_its_prompts_gives(monkeypatch: pytest.
     assert 1 < found.mean("layers") < 4
     with pytest.raises(UserError, match="no early exits"):
         deployment.measure(replace(given, loaded=job.load(exits=ExitConfig())), 5, seed=1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"procedure": "split_fixed_sequence", "learning_sequences": 5},
+        {"thresholds": ((0.9, 0.5),)},
+        {"also": (Risk("risk_consistency"),)},
+        {"measure": ("entropy", "softmax_response")},
+    ],
+)
+def test_what_resplits_do_not_divide_is_refused(changes: dict) -> None:
+    config = replace(job.CONFIG, **changes)
+    given = CalibrationInputs(job.load(), config, job.prompts(40, 0), job.prompts(30, 1), job.HASHES)
+    with pytest.raises(UserError, match="re-splits are of one risk and measure"):
+        deployment.measure(given, 5, seed=1)
 
 
 def simulated(n: int, risks: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:

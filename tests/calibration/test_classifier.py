@@ -69,7 +69,7 @@ def batches(count: int, seed: int, size: int = 16) -> list[Batch]:
 
 
 def alone(
-    loaded: LoadedCheckpoint, split: list[Batch], threshold: float | None, measure: str, risk: str
+    loaded: LoadedCheckpoint, split: list[Batch], vector: tuple[float | None, ...], measure: str, risk: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses and layers ``(B,)``: each sequence without padding, in float64, stopping where it exits."""
     model, losses, layers = loaded.model.double(), [], []
@@ -82,7 +82,7 @@ def alone(
                     p = model.logits(state, e)[0].softmax(-1).sort(descending=True).values.numpy()
                     early = int(model.logits(state, e)[0].argmax())
                 certain = p[0] - p[1] if measure == "softmax_response" else p[0]
-                if threshold is not None and certain >= threshold:
+                if e < len(vector) and vector[e] is not None and certain >= vector[e]:
                     break
             with torch.inference_mode():
                 full = int(model.logits(model(tokens_1T)[-1], len(EXITS) - 1)[0].argmax())
@@ -103,7 +103,7 @@ def test_every_figure_is_what_each_sequence_alone_gives(risk: str, measure: str,
     made = calibrate_classifier(loaded, calibration, test, config, split_hashes=HASHES)
     p_values = []
     for candidate in made.candidates:
-        losses, layers = alone(loaded, calibration, candidate.threshold, measure, risk)
+        losses, layers = alone(loaded, calibration, candidate.vector(2), measure, risk)
         assert candidate.risk == pytest.approx(losses.mean())
         assert candidate.layers_per_token == pytest.approx(layers.mean())
         p_values.append(binom.cdf(losses.sum(), 60, delta))
@@ -113,7 +113,7 @@ def test_every_figure_is_what_each_sequence_alone_gives(risk: str, measure: str,
     assert made.selected == (first - 1 if first else None)
     assert made.selected not in (None, 0, len(grid) - 1), "the case should be neither trivial outcome"
     for split, measured in ((calibration, made.calibration), (test, made.test)):
-        losses, layers = alone(loaded, split, made.thresholds[0], measure, risk)
+        losses, layers = alone(loaded, split, made.thresholds, measure, risk)
         assert measured.risk == pytest.approx(losses.mean())
         assert measured.layers_per_token == measured.computed_layers_per_token == pytest.approx(layers.mean())
     assert (made.certifies, made.metric, made.kv_policy) == (risk, "zero_one", None)

@@ -101,6 +101,31 @@ def test_from_checkpoint_to_certificate(run_folder: Path, capsys: pytest.Capture
     assert list(run_folder.glob("events.out.tfevents.*")), "the plots go to the run's TensorBoard folder"
 
 
+def test_vectors_are_learned_on_the_validation_split(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, output = run_folder / "checkpoints" / "last.ckpt", tmp_path / "exits.json"
+    words = ["calibrate", "--ckpt_path", str(checkpoint), "--output", str(output)]
+    words += ["calibration.delta=0.9", "calibration.procedure=split_fixed_sequence"]
+    words += ["calibration.thresholds=[0.02,0.01,0.005,0.002,0.001,0.0005]"]  # the model knows nothing yet
+    assert main([*words, "calibration.learning_sequences=20"]) == 0
+    made, hashes = Certificate.load(output), load_checkpoint(checkpoint).metadata["split_hashes"]
+    assert made.learning is not None
+    assert (made.learning.sequences, made.learning.split_sha256) == (20, hashes["validation"])
+    assert "path learned on 20 others" in capsys.readouterr().out
+    assert "threshold after layer 1 | threshold after layer 2" in output.with_suffix(".md").read_text()
+    assert main([*words, "calibration.learning_sequences=4000"]) == 2
+    assert "the validation split has" in capsys.readouterr().err
+    assert (
+        main([*words, "calibration.learning_sequences=20", "calibration.measure=[entropy,max_probability]"])
+        == 0
+    )
+    assert [one.measure for one in Certificate.load(output).tried or ()] == ["entropy", "max_probability"]
+    path = ["calibration.thresholds=[[null,0.9],[0.5,0.1]]", "calibration.procedure=fixed_sequence"]
+    assert main([*words, *path]) == 0
+    assert [one.label for one in Certificate.load(output).candidates] == ["never, 0.9", "0.5, 0.1"]
+
+
 def test_another_output_and_a_recipe_by_path(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = run_folder / "elsewhere" / "mine.json"
     arguments = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt"), "--output", str(output)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from lit_eff.calibration import learn_then_test
-from lit_eff.calibration.config import CalibrationConfig
+from lit_eff.calibration.config import CalibrationConfig, Measure
 from lit_eff.calibration.job import calibrate, take_prompts
 from lit_eff.calibration.report import markdown
 from lit_eff.calibration.risk_control import risk_interval
@@ -243,7 +243,7 @@ def test_prompts_are_the_starts_of_long_enough_documents() -> None:
 
 
 def test_measures_of_the_section_are_the_runtimes() -> None:
-    assert set(get_args(get_type_hints(CalibrationConfig)["measure"])) == set(MEASURES)
+    assert set(get_args(Measure)) == set(MEASURES)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,19 @@ def test_measures_of_the_section_are_the_runtimes() -> None:
         ({"decay": -1.0}, "calibration.decay is -1.0"),
         ({"p_value": "hoeffding_bentkos"}, "did you mean 'hoeffding_bentkus'"),
         ({"procedure": "holmes"}, "did you mean 'holm'"),
-        ({"procedure": "split_fixed_sequence"}, "learns an order on another split"),
+        ({"procedure": "split_fixed_sequence"}, "learning_sequences is 0 .* expected a positive integer"),
+        ({"learning_sequences": 5}, "learning_sequences is 5 .* 0 with any other"),
+        ({"thresholds": ((0.9, 0.5), 0.3)}, "no vector at all"),
+        ({"thresholds": ((0.9, 1.5),)}, "no vector at all"),
+        ({"thresholds": ((),)}, "no vector at all"),
+        (
+            {
+                "thresholds": ((0.9, 0.5),),
+                "procedure": "split_fixed_sequence",
+                "learning_sequences": 5,
+            },
+            "expected decreasing numbers",
+        ),
     ],
 )
 def test_bad_settings_are_refused(changes: dict, message: str) -> None:

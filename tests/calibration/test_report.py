@@ -14,7 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_eff.calibration.figures import PANELS, overview, panel
 from lit_eff.calibration.report import markdown, write_report, write_tensorboard
-from lit_eff.runtime.certificate import Candidate, Certificate, Measured
+from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.evidence import Candidate, Learning, Measured
 
 RISKS, P_VALUES, LAYERS = (0.01, 0.06, 0.2), (1e-20, 0.01, 1.0), (7.5, 6.0, 4.0)
 INTERVALS = ((0.0, 0.03), (0.03, 0.09), (0.15, 0.26))
@@ -119,6 +120,33 @@ def test_the_figures_show_the_certificates_numbers() -> None:
     assert p_values.get_yscale() == "log"
     assert "1e-12" in p_values.get_ylabel()
     assert [label.get_text() for label in p_values.get_xticklabels()] == ["0.9", "0.8", "0.5"]
+
+
+def test_vectors_are_shown_by_their_place_in_the_path() -> None:
+    path = ((None, 0.9), (0.8, None), (0.7, 0.5))
+    ours = certificate(
+        candidates=tuple(
+            one.model_copy(update={"threshold": None, "thresholds": vector})
+            for one, vector in zip(certificate().candidates, path, strict=True)
+        ),
+        thresholds=path[1],
+        procedure="split_fixed_sequence",
+        learning=Learning(split_sha256="1" * 64, sequences=500, vectors=77),
+    )
+    text = markdown(ours)
+    assert "The path of 3, which was learned on 500 other sequences among 77 vectors" in text
+    assert "| place | threshold after layer 2 | threshold after layer 4 | risk |" in text
+    assert "| 1 | never | 0.9 | 0.0100 |" in text
+    assert "| 2 | 0.8 | never | 0.0600 |" in text
+    rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert set(rows) == {3, 5, 6, 9}
+    risk, layers, exits, p_values = (panel(ours, name).axes[0] for name in PANELS)
+    for axes in (risk, layers, p_values):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
+        assert "place in the path" in axes.get_xlabel()
+        assert "selected: 0.8, never" in axes.get_legend_handles_labels()[1]
+    assert "of one vector alone" in risk.get_legend_handles_labels()[1][-1]
+    assert "vector 0.8, never" in exits.get_title()
 
 
 def test_older_certificates_and_those_that_never_exit_have_figures_too() -> None:

@@ -13,6 +13,7 @@ from lit_eff.decoding.torch_runner import TorchRunner
 from lit_eff.errors import UserError
 from lit_eff.runtime.audit import audit
 from tests.calibration.test_job import CONFIG, VOCABULARY, load, run
+from tests.calibration.test_vectors import run_vectors
 
 Prompts = list[tuple[int, ...]]
 
@@ -68,6 +69,15 @@ def test_every_figure_is_what_decoding_one_by_one_gives() -> None:
         new.calibration.split_sha256
         != recalibrate(loaded, old, logged(60, 1), most=25).calibration.split_sha256
     )
+
+
+def test_the_order_of_learned_vectors_is_taken_over_as_a_fixed_sequence() -> None:
+    old = run_vectors(load())
+    new = recalibrate(load(), old, logged(60), most=25)
+    assert (new.procedure, new.learning) == ("fixed_sequence", None)
+    assert [one.thresholds for one in new.candidates] == [one.thresholds for one in old.candidates]
+    assert new.selected is not None
+    assert recalibrate(load(), new, logged(60), most=25) == new
 
 
 def test_too_few_prompts_are_refused_with_the_number_needed() -> None:

@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from lit_eff.errors import UserError
-from lit_eff.runtime.certificate import Candidate, Certificate, Measured, tokenizer_sha256
+from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+from lit_eff.runtime.evidence import Candidate, Learning, Measured
 from lit_eff.runtime.exit_rule import ExitRule
 
 
@@ -62,12 +63,28 @@ def certificate(**changes: Any) -> Certificate:
     return Certificate(**{**values, **changes})
 
 
+def vectors(**changes: Any) -> Certificate:
+    """A learned path of vectors, the second of which is certified."""
+    path = ((None, 0.9), (0.8, None), (0.7, 0.5))
+    common = {"layers_per_token": 6.0, "risk": 0.1}
+    values: dict[str, Any] = {
+        "procedure": "split_fixed_sequence",
+        "candidates": tuple(
+            Candidate(thresholds=vector, p_value=p_value, certified=p_value < 0.05, **common)
+            for vector, p_value in zip(path, (0.001, 0.01, 0.6), strict=True)
+        ),
+        "thresholds": (0.8, None),
+        "learning": Learning(split_sha256=sha("learning"), sequences=500, vectors=77),
+    }
+    return certificate(**{**values, **changes})
+
+
 def never(**changes: Any) -> Certificate:
     failing = (candidate(0.9, 0.4, 1.0),)
     return certificate(candidates=failing, selected=None, thresholds=(None, None), **changes)
 
 
-@pytest.mark.parametrize("make", [certificate, never])
+@pytest.mark.parametrize("make", [certificate, never, vectors])
 def test_round_trip(make: Callable[[], Certificate], tmp_path: Path) -> None:
     path = tmp_path / "exits.json"
     make().save(path)
@@ -105,6 +122,50 @@ def test_never_is_a_word_in_the_file_and_none_in_the_rule(tmp_path: Path) -> Non
     rule = Certificate.load(path).exit_rule()
     assert rule.thresholds == (None, None)
     assert not rule.should_exit(0, [1.0], 0).any()
+
+
+def test_vectors_are_written_as_people_type_them(tmp_path: Path) -> None:
+    path = tmp_path / "exits.json"
+    vectors().save(path)
+    content = json.loads(path.read_text())
+    assert content["candidates"][0]["thresholds"] == ["never", 0.9]
+    assert "threshold" not in content["candidates"][0]
+    assert [one.label for one in Certificate.load(path).candidates] == [
+        "never, 0.9",
+        "0.8, never",
+        "0.7, 0.5",
+    ]
+    assert Certificate.load(path).exit_rule().thresholds == (0.8, None)
+    assert vectors().vectors
+    assert not certificate().vectors
+    assert "split-fixed-sequence" in vectors().sentence()
+    assert "path learned on 500 others" in vectors().sentence()
+
+
+def test_a_candidate_has_one_threshold_or_one_for_each_exit() -> None:
+    common = {"risk": 0.1, "p_value": 0.1, "certified": False, "layers_per_token": 6.0}
+    for wrong in ({}, {"threshold": 0.5, "thresholds": (0.5, 0.5)}):
+        with pytest.raises(ValidationError, match="either threshold, for all early exits, or thresholds"):
+            Candidate(**wrong, **common)
+    assert Candidate(threshold=0.5, **common).vector(3) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thresholds": (None, 0.9)}, "thresholds differ"),
+        ({"exit_layers": (2, 8), "thresholds": (0.8,)}, "candidate 0 has thresholds for other than 1"),
+        ({"learning": None}, "procedure split_fixed_sequence and learning contradict"),
+        ({"procedure": "fixed_sequence"}, "procedure fixed_sequence and learning contradict"),
+        *(
+            ({"learning": Learning(split_sha256=sha(split), sequences=5, vectors=5)}, "must be disjoint")
+            for split in ("train", "calibration", "test")
+        ),
+    ],
+)
+def test_vectors_that_contradict_their_certificate_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        vectors(**changes)
 
 
 def test_exit_rule_carries_measure_thresholds_and_schedule() -> None:

@@ -79,6 +79,28 @@ def test_sentences_of_other_risks(changes: dict[str, Any], part: str) -> None:
     assert part in seen(**changes).sentence()
 
 
+def test_of_several_risks_the_first_that_can_be_watched_is() -> None:
+    """Here the second: the first needs a reference, the third too much code."""
+    risks = (0.02, 0.03)
+    base = certificate()
+    monitor = seen(
+        certifies="risk_consistency",
+        also=(
+            {"certifies": "textual_consistency", "metric": "exact_match", "delta": 0.4},
+            {"certifies": "textual_consistency", "metric": "bleu", "delta": 0.3},
+        ),
+        candidates=tuple(one.model_copy(update={"also_risks": risks}) for one in base.candidates),
+        calibration=base.calibration.model_copy(update={"also_risks": risks}),
+        test=base.test.model_copy(update={"also_risks": risks}),
+    )
+    assert monitor.test.delta == monitor.report()["delta"] == 0.4
+    sentence = monitor.sentence()
+    assert "their share of continuations that differ was 25.00%" in sentence
+    assert "where the certificate allows 40%" in sentence
+    others = "rise of share of differing tokens from the reference, 1 - BLEU from the full model's text"
+    assert sentence.endswith(f" Not watched: {others}.")
+
+
 def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
     monitor, path = seen(), tmp_path / "monitor.json"
     monitor.save(path)

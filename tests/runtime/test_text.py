@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from lit_eff.errors import UserError
-from lit_eff.runtime.certificate import Candidate, Certificate, Measured
+from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.decoding_config import DecodingConfig, draft_exit_index
+from lit_eff.runtime.evidence import Candidate, Measured
 from lit_eff.runtime.exit_rule import ExitRule, parse_thresholds
 from lit_eff.runtime.sampling import SamplingParams
 from lit_eff.runtime.summary import Summary
