@@ -129,7 +129,7 @@ def _trials(options: argparse.Namespace, bundle: Bundle, held_out: list[Prompt])
     distinct = list(dict.fromkeys(cut))[: options.prompts]
     if not distinct:
         raise UserError(f"{options.data or options.config} holds no prompt to verify on")
-    return distinct, f"of {options.data or options.config}"
+    return distinct, str(options.data or options.config)
 
 
 def _found(options: argparse.Namespace, bundle: Bundle) -> Iterator[Prompt]:

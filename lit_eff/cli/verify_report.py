@@ -57,7 +57,7 @@ class Findings:
             "not_verified": {REASONS[check]: reason for check, reason in self.skipped.items()},
         }
         if self.greedy is not None and self.sampled is not None:
-            tried = {"of": self.prompts}
+            tried = {"prompts_from": self.prompts}
             for name, check in (("greedy_identity", self.greedy), ("sampled_distribution", self.sampled)):
                 found = {**asdict(check), **tried, "verdict": check.verdict, "source": SOURCES[name]}
                 result[name] = found

@@ -214,7 +214,7 @@ def test_without_data_drafts_are_tried_on_prompts_of_its_own(
     assert greedy["prompts"] == 2  # FAST comes later
     assert greedy["runs"] == 2 * 2 * 3  # prompts, draft exits, draft lengths
     assert greedy["tokens"] == greedy["runs"] * 32
-    assert greedy["of"] == sampled["of"] == "plain sentences, then random tokens"
+    assert greedy["prompts_from"] == sampled["prompts_from"] == "plain sentences, then random tokens"
     assert (greedy["verdict"], sampled["verdict"]) == ("identical", "consistent")
     assert sampled["sequences"] == 4
     assert "certificate" not in report
@@ -231,11 +231,10 @@ def test_without_a_certificate_all_else_is_verified(
     bundle = str(without_certificate(tmp_path))
     code, report = report_of(capsys, "--bundle", bundle, "--data", str(folder / "text.txt"))
     assert code == 0
-    assert report["greedy_identity"]["of"] == f"of {folder / 'text.txt'}"
+    assert report["greedy_identity"]["prompts_from"] == str(folder / "text.txt")
     assert report["sampled_distribution"]["verdict"] == "consistent"
-    assert report["not_verified"] == {
-        "the certificate": "the bundle has none; `lit-eff calibrate` writes one"
-    }
+    assert report["not_verified"].keys() == {"the certificate"}
+    assert report["not_verified"]["the certificate"].startswith("the bundle has none")
 
 
 def test_without_exits_there_is_nothing_to_draft_with(
