@@ -91,8 +91,8 @@ class Findings:
 def _greedy(found: GreedyIdentity, prompts: str) -> list[str]:
     lengths = ", ".join(map(str, DRAFT_LENGTHS))
     tried = (
-        f"  {found.tokens:,} tokens after {found.prompts} prompts ({prompts}), with every draft exit and "
-        f"draft lengths {lengths}; {found.acceptance:.0%} of drafts were kept"
+        f"  {found.tokens:,} tokens after {found.prompts} prompts ({prompts}),\n  with every draft exit "
+        f"and draft lengths {lengths}; {found.acceptance:.0%} of drafts were kept"
     )
     if not found.mismatches:
         return ["Greedy identity: drafts change no token.", tried]
@@ -107,15 +107,24 @@ def _greedy(found: GreedyIdentity, prompts: str) -> list[str]:
 
 
 def _sampled(found: SampledIdentity) -> list[str]:
-    refuted = found.verdict == "refuted"
-    lines = [
-        f"Sampled distribution: {'REFUTED: not' if refuted else 'not refuted:'} that of the full model.",
+    tried = (
         f"  {found.tokens:,} tokens in {found.sequences:,} outputs at temperature 1; evidence against it "
-        f"{found.log_wealth:.1f} nats of the {-math.log(found.alpha):.1f} that refute",
-        f"  a right engine is refuted with probability {found.alpha:g} at most; a wrong one, after so many "
-        "tokens, with probability (modelled)",
+        f"{found.log_wealth:.1f} nats of {-math.log(found.alpha):.1f}, which a right engine reaches with\n"
+        f"  probability {found.alpha:g} at most"
+    )
+    if found.verdict == "refuted":
+        likest = max(found.log_wealths, key=found.log_wealths.__getitem__)
+        return [
+            "Sampled distribution: REFUTED: it is not the full model's.",
+            tried,
+            f"  it looks most as if {MISTAKES[likest]}",
+        ]
+    return [
+        "Sampled distribution: nothing speaks against its being the full model's.",
+        tried,
+        "  so many tokens would refute it with probability (modelled)",
+        *(f"  {found.power[name]:>6.1%}  if {mistake}" for name, mistake in MISTAKES.items()),
     ]
-    return lines + [f"  {found.power[name]:>6.1%}  if {mistake}" for name, mistake in MISTAKES.items()]
 
 
 def _certificate(certificate: Certificate, found: Audit, alpha: float) -> list[str]:
