@@ -125,6 +125,12 @@ def test_a_recipe_types_at_full_size(name: str) -> None:
     assert low < millions < high
 
 
+def test_smollm2_has_the_size_of_its_checkpoint() -> None:
+    cli = typed("exit_tuning", "model=smollm2_135m", "exits.layers=[10,15,20,25]", "exits.head=norm")
+    with torch.device("meta"):
+        assert Transformer(cli.model.config).parameter_count() == 134_515_008 + 4 * 576
+
+
 @pytest.mark.parametrize("name", packaged_recipes())
 def test_the_first_line_says_what_a_recipe_is(name: str) -> None:
     first, *rest = Path(compose.__globals__["RECIPES"] / f"{name}.yaml").read_text("utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Prompts from a file: text for people to write, or the token ids that a server logged."""
+"""Prompts from a file: text for people to write, or the token ids that a server logged; and made-up ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from lit_eff.errors import UserError
 
 TOKENS, TEXT = "prompt_tokens", "text"
 Prompt = tuple[int, ...]
+SENTENCES = (
+    "The first chapter of the book begins on a cold morning in a small town by the sea.",
+    "I watched this film with my family last night, and to my surprise",
+    "To make a simple soup, you need an onion, two carrots and",
+    "In 1969, two people walked on the Moon for the first time.",
+)
+RANDOM_TOKENS = 16  # in each prompt of random tokens
 
 
 def read_prompts(path: str | Path, tokenizer: Tokenizer, vocabulary: int) -> Iterator[Prompt]:
@@ -73,3 +81,10 @@ def certified_prompts(prompts: Iterator[Prompt], *, length: int | None, longest:
     """
     cut = (prompt[:length] for prompt in prompts if length is None or len(prompt) >= length)
     return list(dict.fromkeys(prompt for prompt in cut if 0 < len(prompt) <= longest))
+
+
+def made_prompts(count: int, vocabulary: int, tokenizer: Tokenizer | None) -> list[Prompt]:
+    """The same ``count`` prompts every time: plain sentences if there is a tokenizer, then random tokens."""
+    prompts = [] if tokenizer is None else [tuple(tokenizer.encode(text).ids) for text in SENTENCES[:count]]
+    random = np.random.default_rng(0).integers(vocabulary, size=(count - len(prompts), RANDOM_TOKENS))
+    return prompts + [tuple(row) for row in random.tolist()]

@@ -11,13 +11,21 @@ import pytest
 
 from lit_eff.calibration.text_metrics import find_metric
 from lit_eff.cli.main import main
+from lit_eff.export.config import ExportConfig
+from lit_eff.export.job import export_bundle
+from lit_eff.models.config import ExitConfig
+from lit_eff.runtime import decode
 from lit_eff.runtime.audit import audit
 from lit_eff.runtime.betting import RiskTest
 from lit_eff.runtime.bundle import open_bundle, replace_certificate
 from lit_eff.runtime.decode import GenerateRequest, generate
 from lit_eff.runtime.prompts import certified_prompts, read_prompts
+from lit_eff.runtime.sampling import draw
 from tests.export.bundles import bold_certificate, readable_bundle, readable_checkpoint
+from tests.export.models import loaded, tiny_model
 from tests.runtime.fakes import byte_tokenizer
+
+FAST = ["--threads", "1", "--prompts", "2", "--draws", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,16 @@ def with_certificate(folder: Path, name: str, **changes: Any) -> str:
     return str(replace_certificate(open_bundle(folder / "bundle"), made, folder / name))
 
 
-def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    code = main(["verify", *words, "--threads", "1", "--json"])
+def report_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = main(["verify", *words, *FAST, "--json"])
     return code, json.loads(capsys.readouterr().out)
+
+
+def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and what was found of the certificate."""
+    code, report = report_of(capsys, *words)
+    found: dict[str, Any] = report["certificate"]
+    return code, found
 
 
 def test_every_figure_is_what_decoding_one_by_one_gives(
@@ -69,7 +84,7 @@ def test_every_figure_is_what_decoding_one_by_one_gives(
     low, high = report["interval"]
     assert low <= report["risk"] <= high
     assert code == (report["verdict"] == "refuted")
-    assert report["certificate"]["risk"] == certificate.test.risk
+    assert report["test"]["risk"] == certificate.test.risk
 
 
 def bold(threshold: float) -> Any:
@@ -80,7 +95,7 @@ def bold(threshold: float) -> Any:
 
 def test_a_guarantee_that_does_not_hold_is_refuted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["verify", "--bundle", str(folder / "bundle"), "--data", str(folder / "text.txt")]
-    assert main([*words, "--threads", "1"]) == 1
+    assert main([*words, *FAST]) == 1
     out = capsys.readouterr().out
     assert "REFUTED: the risk is above the certificate's 0.25 (confidence 0.95)." in out
     assert "1.00 of 3; the certificate's test split: 5.12" in out
@@ -163,7 +178,7 @@ def test_a_log_of_tokens_and_whole_prompts(folder: Path, capsys: pytest.CaptureF
     whole = with_certificate(folder, "whole", prompt_length=None)
     _, report = verify(capsys, "--bundle", whole, "--data", str(log))
     assert report["sequences"] == 3  # the last leaves no room
-    assert "logged prompt" in report["certificate"]["sentence"]
+    assert "logged prompt" in report["sentence"]
 
 
 def test_the_verdict_is_the_tests(folder: Path) -> None:
@@ -180,6 +195,82 @@ def test_the_verdict_is_the_tests(folder: Path) -> None:
     assert result.log_wealth == pytest.approx(test.log_wealth)
     assert test.alarm
     assert result.verdict == "refuted"
+
+
+def without_certificate(tmp_path: Path, exits: tuple[int, ...] = (1, 2)) -> Path:
+    tokenizer = byte_tokenizer()
+    model = tiny_model(vocab_size=tokenizer.get_vocab_size(), layers=3, exits=ExitConfig(exits))
+    checkpoint = loaded(model, tokenizer_json=tokenizer.to_str(), recipe={})
+    return export_bundle(checkpoint, tmp_path / "bare", None, ExportConfig(("onnx",)))
+
+
+def test_without_data_drafts_are_tried_on_prompts_of_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--bundle", str(folder / "bundle"), "--prompts", "6"]
+    code, report = report_of(capsys, *words)
+    assert (code, report["refuted"]) == (0, False)
+    greedy, sampled = report["greedy_identity"], report["sampled_distribution"]
+    assert greedy["prompts"] == 2  # FAST comes later
+    assert greedy["runs"] == 2 * 2 * 3  # prompts, draft exits, draft lengths
+    assert greedy["tokens"] == greedy["runs"] * 32
+    assert greedy["prompts_from"] == sampled["prompts_from"] == "plain sentences, then random tokens"
+    assert (greedy["verdict"], sampled["verdict"]) == ("identical", "consistent")
+    assert sampled["sequences"] == 4
+    assert "certificate" not in report
+    assert "--data FILE" in report["not_verified"]["the certificate"]
+    assert main(["verify", *words, *FAST]) == 0
+    out = capsys.readouterr().out
+    assert "Greedy identity: drafts change no token." in out
+    assert "Not verified: the certificate (that takes prompts it was not made from" in out
+
+
+def test_without_a_certificate_all_else_is_verified(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(without_certificate(tmp_path))
+    code, report = report_of(capsys, "--bundle", bundle, "--data", str(folder / "text.txt"))
+    assert code == 0
+    assert report["greedy_identity"]["prompts_from"] == str(folder / "text.txt")
+    assert report["sampled_distribution"]["verdict"] == "consistent"
+    assert report["not_verified"].keys() == {"the certificate"}
+    assert report["not_verified"]["the certificate"].startswith("the bundle has none")
+
+
+def test_without_exits_there_is_nothing_to_draft_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, report = report_of(capsys, "--bundle", str(without_certificate(tmp_path, ())))
+    assert code == 0
+    assert report["not_verified"]["greedy identity and sampled distribution"] == (
+        "the bundle has no early exit, so there is nothing to draft with"
+    )
+    assert "greedy_identity" not in report
+
+
+def test_a_wrong_engine_is_refuted(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always(targets: Any, drafts: Any) -> tuple[int, int]:
+        return len(drafts), list(targets)[len(drafts)]
+
+    monkeypatch.setattr(decode, "accept_greedy", always)
+    words = ["--bundle", str(folder / "bundle")]
+    code, report = report_of(capsys, *words)
+    assert (code, report["refuted"]) == (1, True)
+    assert report["greedy_identity"]["mismatches"][0].keys() == {
+        *("prompt", "draft_layers", "draft_length", "position")
+    }
+    monkeypatch.undo()
+
+    def kept(p_rows: Any, q_rows: Any, drafts: Any, rng: Any) -> tuple[int, int]:
+        return len(drafts), draw(list(p_rows)[-1], rng)
+
+    monkeypatch.setattr(decode, "accept_drafts", kept)
+    assert main(["verify", *words, "--threads", "1", "--draws", "400"]) == 1
+    out = capsys.readouterr().out
+    assert "Greedy identity: drafts change no token." in out
+    assert "Sampled distribution: REFUTED" in out
 
 
 @pytest.mark.parametrize(
@@ -206,12 +297,13 @@ def test_bad_files_are_one_line(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give either --data FILE"),
         (["--data", "a.txt", "--config", "quickstart"], "give either --data FILE"),
         (["--data", "a.csv"], "neither .txt"),
         (["--data", "missing.txt"], "cannot read missing.txt"),
         (["--data", "a.txt", "--alpha", "0"], "--alpha is 0"),
         (["--data", "a.txt", "--sequences", "0"], "--sequences is 0"),
+        (["--prompts", "0"], "--prompts is 0"),
+        (["--draws", "0"], "--draws is 0"),
     ],
 )
 def test_bad_words_are_one_line(
