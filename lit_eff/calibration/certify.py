@@ -21,8 +21,9 @@ from lit_eff.calibration.risk_control import risk_interval
 from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.runtime import evidence
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+from lit_eff.runtime.confidence import Measure
 from lit_eff.runtime.evidence import Candidate, Learning, Measured, Tried
-from lit_eff.runtime.exit_rule import ExitRule, Measure, Thresholds
+from lit_eff.runtime.exit_rule import ExitRule, KVPolicy, Thresholds
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
@@ -45,14 +46,36 @@ class Outcome:
 
     @classmethod
     def of_exits(
-        cls, losses_RBK: Floats, exits_KBN: NDArray[np.int64], exit_layers: Sequence[int]
+        cls,
+        losses_RBK: Floats,
+        exits_KBN: NDArray[np.int64],
+        exit_layers: Sequence[int],
+        kv_policy: KVPolicy = "deferred",
     ) -> Outcome:
         """From the exit index that each token came from."""
         layers_KBN = np.asarray(exit_layers, np.float64)[exits_KBN]
-        # A token's deep layers run once some later token goes deep: the running maximum from the right.
-        computed_KBN = np.maximum.accumulate(layers_KBN[:, :, ::-1], axis=2)
+        launched_KBN = np.full_like(layers_KBN, exit_layers[-1]) if kv_policy == "exact" else layers_KBN
+        computed_KBN = _computed(layers_KBN, exit_layers[-1], kv_policy)
         shares = [np.bincount(taken.ravel(), minlength=len(exit_layers)) / taken.size for taken in exits_KBN]
-        return cls(losses_RBK, layers_KBN.mean(axis=2).T, computed_KBN.mean(axis=2).T, np.stack(shares))
+        return cls(losses_RBK, launched_KBN.mean(axis=2).T, computed_KBN.mean(axis=2).T, np.stack(shares))
+
+
+def _computed(layers_KBN: Floats, full: int, kv_policy: KVPolicy) -> Floats:
+    """Layers run of each token by the end, given where it left (:mod:`lit_eff.runtime.segments`)."""
+    if kv_policy == "propagate":
+        return layers_KBN
+    if kv_policy == "exact":
+        return np.full_like(layers_KBN, full)
+    computed_KBN = np.empty_like(layers_KBN)
+    later_KB = np.zeros(layers_KBN.shape[:2])
+    for t in reversed(range(layers_KBN.shape[2])):
+        here_KB = layers_KBN[:, :, t]
+        if kv_policy == "deferred":  # its deep layers run once some later token goes deep
+            later_KB = np.maximum(here_KB, later_KB)
+        else:  # it runs again with every later token, until one goes all the way
+            later_KB = here_KB + np.where(here_KB == full, 0.0, later_KB)
+        computed_KBN[:, :, t] = later_KB
+    return computed_KBN
 
 
 # (split, rules) -> what the full model (rule 0) and each of the rules did there
@@ -175,6 +198,7 @@ def exit_rule(thresholds: Thresholds, config: CalibrationConfig, measure: Measur
         thresholds=thresholds,
         decay=config.decay,
         horizon=config.continuation_length,
+        kv_policy=config.kv_policy,
     )
 
 

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from lit_eff.calibration.certify import Outcome, Progress, certify, check_sequences, stage_name
 from lit_eff.calibration.config import CLASSIFIER_RISKS, CalibrationConfig
-from lit_eff.decoding.confidence import confidence
+from lit_eff.decoding.confidence import hidden_saturation, of_logits
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
+from lit_eff.models.heads import pool
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Certificate
-from lit_eff.runtime.exit_rule import ExitRule, Measure
+from lit_eff.runtime.confidence import Measure, patience
+from lit_eff.runtime.exit_rule import ExitRule
 
 Batch = Mapping[str, Tensor]
 
@@ -71,12 +73,40 @@ def predict(
         if not logits_EBV.isfinite().all():
             raise UserError("the model yields logits that are not finite; was its training stable?")
         labels.append(logits_EBV.argmax(dim=-1).T.cpu())
-        certain.append(torch.stack([confidence(logits_BV, measure) for logits_BV in logits_EBV], dim=1).cpu())
+        positions_1T = torch.arange(tokens_BT.shape[1], device=model.device)[None]
+        before = [model.embed(tokens_BT, positions_1T), *states[:-1]]
+        certain.append(_confidence(model, before, states, logits_EBV, documents_BT, measure).T.cpu())
         truth.append(batch["labels_B"])
         done += len(truth[-1])
         if progress is not None:
             progress(stage, done, total)
     return Predictions(*(torch.cat(parts).numpy() for parts in (labels, certain, truth)))
+
+
+def _confidence(
+    model: Transformer,
+    before: Sequence[Tensor],
+    states: Sequence[Tensor],
+    logits_EBV: Tensor,
+    documents_BT: Tensor,
+    measure: Measure,
+) -> Tensor:
+    """Of every exit, float32 ``(E, B)``; hidden states, here and at the exit before, pooled as a head's."""
+    if measure == "classifier":
+        return torch.stack([model.exit_score(state, documents_BT=documents_BT).sigmoid() for state in states])
+    if measure == "hidden_saturation":
+        pooled = [
+            [pool(state_BTC, model.config.pooling, documents_BT) for state_BTC in pair]
+            for pair in zip(states, before, strict=True)
+        ]
+        return torch.stack([hidden_saturation(here_BC, before_BC) for here_BC, before_BC in pooled])
+    if measure == "patience":
+        labels_EB = logits_EBV.argmax(dim=-1)
+        streak_EB = torch.zeros_like(labels_EB)
+        for e in range(1, len(labels_EB)):
+            streak_EB[e] = torch.where(labels_EB[e] == labels_EB[e - 1], streak_EB[e - 1] + 1, 0)
+        return torch.from_numpy(patience(streak_EB.cpu().numpy(), len(states) - 1))
+    return torch.stack([of_logits(logits_BV, measure) for logits_BV in logits_EBV])
 
 
 def calibrate_classifier(

@@ -17,8 +17,10 @@ DEFAULT_THRESHOLDS: tuple[float, ...] = (
     *(0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1),
 )
 CLASSIFIER_RISKS = ("disagreement", "error")
-Measure = Literal["softmax_response", "max_probability", "entropy"]
-# Those of lit_eff.runtime.metrics, which this torch-free room does not import.
+# Those of lit_eff.runtime, which this torch-free room does not import.
+Measure = Literal[
+    "softmax_response", "max_probability", "entropy", "hidden_saturation", "classifier", "patience"
+]
 METRICS = ("token_disagreement", "exact_match", "edit_distance", "rouge_l", "chrf", "bleu")
 FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
@@ -67,11 +69,11 @@ class CalibrationConfig:
         thresholds: the grid, from the most conservative (largest) to the boldest, in [0, 1]; or a path of
             vectors in the order of their tests, one threshold an early exit, ``None`` never exiting there.
             ``split_fixed_sequence`` combines the grid's thresholds to vectors of its own.
-        measure: confidence measure of :class:`lit_eff.runtime.exit_rule.ExitRule`; or several, each run and
+        measure: confidence measure of :mod:`lit_eff.runtime.confidence`; or several, each run and
             tested at its share of epsilon, of which the one that saves most is certified.
         decay: CALM's tau, with the continuation length as its horizon; ``None``: constant thresholds.
         batch_size: prompts decoded together; memory grows with it times the number of thresholds.
-        kv_policy: how keys and values of skipped layers come to be.
+        kv_policy: how keys and values of skipped layers come to be, see :mod:`lit_eff.runtime.segments`.
         p_value, procedure: names in :data:`lit_eff.calibration.P_VALUES` and ``PROCEDURES``.
 
     Raises:
@@ -92,7 +94,7 @@ class CalibrationConfig:
     measure: Measure | tuple[Measure, ...] = "softmax_response"
     decay: float | None = None
     batch_size: int = 64
-    kv_policy: Literal["deferred"] = "deferred"
+    kv_policy: Literal["deferred", "recompute", "exact", "propagate"] = "deferred"
     p_value: str = "hoeffding_bentkus"
     procedure: str = "fixed_sequence"
 

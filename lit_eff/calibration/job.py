@@ -183,7 +183,7 @@ def _measure(
         SequenceLoss(find_metric(risk.metric, loaded.tokenizer_json), risk.risk == "risk_consistency")
         for risk in config.risks
     ]
-    every = [ExitRule(measure=rules[0].measure), *rules]
+    every = [ExitRule(measure=rules[0].measure, kv_policy=config.kv_policy), *rules]
     steps, size = config.continuation_length, config.batch_size
     kept = None
     if work is not None:
@@ -205,7 +205,8 @@ def _measure(
         if progress is not None and risk.metric not in TOKEN_METRICS:
             comparing = partial(progress, f"{stage} {risk.metric}")
         losses_RBK.append(loss.of_rules(runs.tokens_KBN, reference_BN, comparing))
-    return Outcome.of_exits(np.stack(losses_RBK), runs.exits_KBN, loaded.model.config.exit_layers)
+    exit_layers = loaded.model.config.exit_layers
+    return Outcome.of_exits(np.stack(losses_RBK), runs.exits_KBN, exit_layers, config.kv_policy)
 
 
 def _check_prompts(

@@ -106,6 +106,7 @@ def recalibrate(
         ),
         measure=certificate.measure,
         decay=certificate.decay,
+        kv_policy=certificate.kv_policy or "deferred",
         p_value=certificate.p_value,
         procedure=procedure,
     )

@@ -1,11 +1,14 @@
 """Free-running early-exit generation of many prompts under a whole grid of exit rules, for calibration.
 
 Semantics: greedy :func:`lit_eff.runtime.decode.generate` in ``certified`` mode without stop tokens, for every
-prompt and rule. Under the deferred KV policy every emitted token gets the keys and values the full model
-would give it, so the model's state depends on the tokens alone, not on the rule that chose them. Rules that
-have emitted the same tokens therefore share one *row*, which computes all layers once and lets each rule
+prompt and rule. Under the KV policies that are exact every emitted token gets the keys and values the full
+model would give it, so the model's state depends on the tokens alone, not on the rule that chose them. Rules
+that have emitted the same tokens therefore share one *row*, which computes all layers once and lets each rule
 take its own exit; a row forks where its rules choose different tokens. That makes a trie of token prefixes
 for each prompt, computed once each: its paths are the rules' texts, and its prompt is run once.
+
+Under ``propagate`` the state also depends on where tokens left: a row forks where tokens or exits differ, and
+each branch's skipped layers get the keys and values of its own exit.
 
 Shapes: B prompts, K rules, N steps, E exits, R rows (prefixes alive), P pairs of prompt and rule, C, V.
 """
@@ -21,14 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_eff.decoding.confidence import confidence
+from lit_eff.decoding.leaving import leave
 from lit_eff.errors import UserError
 from lit_eff.models.cache import KVCache
 from lit_eff.models.transformer import Transformer
-from lit_eff.runtime.exit_rule import ExitRule, Measure
+from lit_eff.runtime.confidence import Measure
+from lit_eff.runtime.exit_rule import ExitRule
 
 Ints = NDArray[np.int64]
-HEAD_ROWS = 256  # rows of logits held at a time
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def generate_with_exits(
 
     Args:
         prompts: token ids; lengths may differ.
-        rules: one confidence measure for all.
+        rules: one confidence measure and one KV policy for all.
         batch_size: prompts in flight.
         kept: of the same model, prompts, steps, rules and batch size; a batch is taken from there if it can
             be, and left there once it is generated.
@@ -79,7 +82,8 @@ def generate_with_exits(
 
     Raises:
         UserError: for an empty prompt, one that leaves no room in the context, rules of several measures or
-            with thresholds for another number of exits, or a model that yields NaN.
+            policies, or with thresholds for another number of exits, a measure that the model lacks, or a
+            model that yields NaN.
     """
     config = model.config
     longest, exits = max(map(len, prompts), default=0), len(config.exit_layers)
@@ -89,8 +93,9 @@ def generate_with_exits(
         raise UserError(
             f"a prompt of {longest} tokens and {steps} more do not fit the context of {config.context}"
         )
-    if len({rule.measure for rule in rules}) != 1:
-        raise UserError("the exit rules of one run must share one confidence measure")
+    if len({(rule.measure, rule.kv_policy) for rule in rules}) != 1:
+        raise UserError("the exit rules of one run must share one confidence measure and one KV policy")
+    measure, propagates = rules[0].measure, rules[0].kv_policy == "propagate"
     for rule in rules:
         if rule.thresholds and len(rule.thresholds) not in (exits - 1, exits):
             raise UserError(f"an exit rule has {len(rule.thresholds)} thresholds for {exits - 1} early exits")
@@ -103,7 +108,7 @@ def generate_with_exits(
         batch = prompts[start : start + batch_size]
         part = None if kept is None else kept.load(start, len(batch))
         if part is None:
-            part = _continue(model, batch, steps, limits_KEN, rules[0].measure)
+            part = _continue(model, batch, steps, limits_KEN, measure, propagates)
             if kept is not None:
                 kept.save(start, part)
         parts.append(part)
@@ -122,16 +127,17 @@ def _continue(
     steps: int,
     limits_KEN: NDArray[np.float32],
     measure: Measure,
+    propagates: bool,
 ) -> Continuations:
-    rules, batch, vocabulary = len(limits_KEN), len(prompts), model.config.vocab_size
+    rules, batch = len(limits_KEN), len(prompts)
+    vocabulary, exits = model.config.vocab_size, len(model.config.exit_layers)
     lengths_B = np.array([len(prompt) for prompt in prompts])
     tokens_BT = np.zeros((batch, lengths_B.max()), np.int64)  # padded behind; overwritten before it is seen
     for tokens_T, prompt in zip(tokens_BT, prompts, strict=True):
         tokens_T[: len(prompt)] = prompt
     cache = _ForkingCache(model, batch, int(lengths_B.max()) + steps)
-    states_BTC = _forward(model, cache, tokens_BT, np.zeros(batch, np.int64))
-    ends_B = torch.from_numpy(lengths_B - 1).to(cache.k.device)
-    newest_RC = [x_BTC[torch.arange(batch, device=ends_B.device), ends_B] for x_BTC in states_BTC]
+    newest = torch.arange(batch, device=model.device), _on(model, lengths_B - 1)
+    states_RC = [x_BTC[newest] for x_BTC in _forward(model, cache, tokens_BT, np.zeros(batch, np.int64))]
 
     prompt_R = np.arange(batch)
     row_KB = np.broadcast_to(prompt_R, (rules, batch))
@@ -140,72 +146,58 @@ def _continue(
     rows_run = 0
     for t in range(steps):
         limits_PE = np.repeat(limits_KEN[:, :, t], batch, axis=0)
-        token_P, exit_P = _leave(model, newest_RC, row_KB.ravel(), limits_PE, measure)
+        token_P, exit_P = leave(model, states_RC, row_KB.ravel(), limits_PE, measure)
         tokens_KBN[:, :, t], exits_KBN[:, :, t] = token_P.reshape(rules, batch), exit_P.reshape(rules, batch)
         if t == steps - 1:
             break
-        # One row per distinct (row, next token). Sorted, so a row's first branch stays where it is.
-        branches_R, branch_P = np.unique(row_KB.ravel() * vocabulary + token_P, return_inverse=True)
-        parent_R, next_R = np.divmod(branches_R, vocabulary)
+        # One row per distinct (row, next token, exit where it tells). Sorted, so a row's first branch stays
+        # where it is.
+        code_P = (row_KB.ravel() * vocabulary + token_P) * exits + (exit_P if propagates else exits - 1)
+        branches_R, branch_P = np.unique(code_P, return_inverse=True)
+        rest_R, exit_R = np.divmod(branches_R, exits)
+        parent_R, next_R = np.divmod(rest_R, vocabulary)
         forks = np.r_[False, parent_R[1:] == parent_R[:-1]]
         row_R = np.where(forks, len(prompt_R) - 1 + np.cumsum(forks), parent_R)
         cache.fork(parent_R[forks])
         prompt_R = np.concatenate([prompt_R, prompt_R[parent_R[forks]]])
+        _propagate(model, cache, states_RC, parent_R, row_R, exit_R, lengths_B[prompt_R[row_R]] + t - 1)
         row_KB = row_R[branch_P].reshape(rules, batch)
         token_R = np.empty_like(prompt_R)
         token_R[row_R] = next_R
-        newest_RC = [x[:, 0] for x in _forward(model, cache, token_R[:, None], lengths_B[prompt_R] + t)]
+        states_BTC = _forward(model, cache, token_R[:, None], lengths_B[prompt_R] + t)
+        states_RC = [x_R1C[:, 0] for x_R1C in states_BTC]
         rows_run += len(token_R)
     return Continuations(tokens_KBN, exits_KBN, rows_run)
 
 
 def _forward(model: Transformer, cache: KVCache, tokens_RT: Ints, starts_R: Ints) -> list[Tensor]:
-    """Hidden states at every exit, each (R, T, C), of tokens at slots ``starts_R ..``."""
-    device = cache.k.device
-    starts = torch.from_numpy(starts_R).to(device)
-    states: list[Tensor] = model(torch.from_numpy(tokens_RT).to(device), cache=cache, starts_B=starts)
-    return states
+    """Embeddings and hidden states at every exit, each (R, T, C), of tokens at slots ``starts_R ..``."""
+    tokens, starts = _on(model, tokens_RT), _on(model, starts_R)
+    positions = starts[:, None] + torch.arange(tokens.shape[1], device=model.device)
+    states: list[Tensor] = model(tokens, cache=cache, starts_B=starts)
+    return [model.embed(tokens, positions), *states]
 
 
-def _leave(
+def _propagate(
     model: Transformer,
-    newest_RC: list[Tensor],
-    row_P: Ints,
-    limits_PE: NDArray[np.float32],
-    measure: Measure,
-) -> tuple[Ints, Ints]:
-    """Each pair's next token and the exit it comes from; a head is read only for rows where one may leave."""
-    token_P, exit_P = np.empty_like(row_P), np.empty_like(row_P)
-    inside_P = np.arange(len(row_P))  # pairs that have not left yet
-    last = len(newest_RC) - 1
-    for e in range(last + 1):
-        asking = inside_P if e == last else inside_P[np.isfinite(limits_PE[inside_P, e])]
-        if not asking.size:
-            continue
-        rows, place = np.unique(row_P[asking], return_inverse=True)
-        best_R, confidence_R = _read(
-            model, newest_RC[e][torch.from_numpy(rows).to(newest_RC[e].device)], e, measure
-        )
-        leaves = np.full(len(asking), True) if e == last else confidence_R[place] >= limits_PE[asking, e]
-        leaving = asking[leaves]
-        token_P[leaving], exit_P[leaving] = best_R[place[leaves]], e
-        inside_P = np.setdiff1d(inside_P, leaving, assume_unique=True)
-    return token_P, exit_P
+    cache: _ForkingCache,
+    states_RC: list[Tensor],
+    parent_R: Ints,
+    row_R: Ints,
+    exit_R: Ints,
+    slot_R: Ints,
+) -> None:
+    """Layers that branches skipped get the keys and values of the state their newest token left with."""
+    layers = model.config.exit_layers
+    for e in np.unique(exit_R[exit_R < len(layers) - 1]).tolist():
+        left = exit_R == e
+        hidden_RC = states_RC[e + 1][_on(model, parent_R[left])]
+        slots, rows = _on(model, slot_R[left]), _on(model, row_R[left])
+        model.propagate(hidden_RC[:, None], layers[e], layers[-1], cache, slots, rows)
 
 
-def _read(
-    model: Transformer, hidden_RC: Tensor, e: int, measure: Measure
-) -> tuple[Ints, NDArray[np.float32]]:
-    """Greedy token and confidence of each row at exit ``e``."""
-    best, certain = [], []
-    for part_RC in torch.split(hidden_RC, HEAD_ROWS):
-        logits_RV = model.logits(part_RC, e)
-        best.append(logits_RV.argmax(dim=-1))
-        certain.append(confidence(logits_RV, measure))
-    best_R, confidence_R = torch.cat(best).cpu().numpy(), torch.cat(certain).cpu().numpy()
-    if not np.isfinite(confidence_R).all():
-        raise UserError(f"the model yields logits that are not finite at exit {e}; was its training stable?")
-    return best_R, confidence_R
+def _on(model: Transformer, indices: Ints) -> Tensor:
+    return torch.from_numpy(indices).to(model.device)
 
 
 class _ForkingCache(KVCache):

@@ -76,6 +76,18 @@ class TorchRunner:
         return self._in_tiles(hidden_TC, run)
 
     @torch.inference_mode()
+    def propagate(self, state: KVCache, e: int, hidden_TC: NDArray[Any], start: int) -> None:
+        """Keys and values of segment ``e``'s layers at slots ``start ..``, all of ``hidden_TC``."""
+
+        def run(tile_TC: Tensor, offset: int) -> Tensor:
+            starts_1 = torch.tensor([start + offset], device=self._device)
+            layers = self.exit_layers[e - 1], self.exit_layers[e]
+            self.model.propagate(tile_TC[None], *layers, state, starts_1)
+            return tile_TC
+
+        self._in_tiles(hidden_TC, run)
+
+    @torch.inference_mode()
     def head(self, e: int, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
         """Logits ``(T, V)`` of exit ``e``."""
         return self._in_tiles(hidden_TC, lambda tile_TC, _: self.model.logits(tile_TC, e))

@@ -51,7 +51,8 @@ def export_bundle(
             (folder / TOKENIZER).write_bytes(loaded.tokenizer_json.encode())
         if certificate is not None:
             certificate.save(folder / CERTIFICATE)
-        _write_formats(loaded, folder, config, decoding).save(folder)
+        propagate = certificate is not None and certificate.kv_policy == "propagate"
+        _write_formats(loaded, folder, config, decoding, propagate).save(folder)
     return output
 
 
@@ -66,7 +67,7 @@ def _check_output(output: Path) -> None:
 
 
 def _write_formats(
-    loaded: LoadedCheckpoint, folder: Path, config: ExportConfig, decoding: DecodingConfig
+    loaded: LoadedCheckpoint, folder: Path, config: ExportConfig, decoding: DecodingConfig, propagate: bool
 ) -> Manifest:
     model, formats = loaded.model, config.formats
     onnx, state, hf = None, None, None
@@ -75,7 +76,7 @@ def _write_formats(
         task = progress.add_task("", total=len(formats) + 1 + ("onnx" in formats))
         if "onnx" in formats:
             progress.update(task, description="ONNX graphs")
-            onnx = write_graphs(model, folder)
+            onnx = write_graphs(model, folder, propagate=propagate)
             progress.update(task, description="comparing logits with torch's", advance=1)
             runner = OnnxRunner(folder, onnx, context=model.config.context)
             onnx = onnx.model_copy(update={"max_logit_error": logit_errors(model, runner)})

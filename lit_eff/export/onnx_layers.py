@@ -154,27 +154,28 @@ def attention(graph: Graph, x: str, module: Attention, config: ModelConfig, cach
         q, k = _head_norm(graph, q, module.q_norm, layout), _head_norm(graph, k, module.k_norm, layout)
         inputs = [_batched(graph, part, size, cache) for part, size in zip((q, k, v), sizes, strict=True)]
 
-    shape: list[str | int] = ["B", kv_heads, "S", layout.size]
-    pasts = [graph.input(f"past_{kind}_{module.index:03d}", np.float32, shape) for kind in "kv"]
-    presents = [name.replace("past", "present") for name in pasts]
-    attended = f"attended_{module.index:03d}"
-    graph.nodes(
-        "GroupQueryAttention",
-        (*inputs, *pasts, cache.last_slot, cache.total, *cache.tables),
-        [attended, *presents],
-        domain=CONTRIB,
-        num_heads=heads,
-        kv_num_heads=kv_heads,
-        scale=1.0 / math.sqrt(config.head_size),
-        softcap=config.attention_softcap,
-        local_window_size=config.window,
-        do_rotary=int(bool(cache.tables)),
-    )
-    for name in presents:
-        graph.output(name, name, shape)
+    attended = _attend(graph, inputs, module, config, cache, heads)
     rows = graph.node("Reshape", attended, graph.integers([-1, heads * layout.size]))
     bias = None if module.output.bias is None else array(module.output.bias)
     return linear(graph, rows, layout.spread(array(module.output.weight), axis=1), bias)
+
+
+def propagate(graph: Graph, x: str, module: Block, config: ModelConfig, cache: CacheInputs) -> None:
+    """Keys and values of one layer of tokens that left before it, from the hidden state that they left with.
+
+    The operator that writes them attends too, here with queries of zero, and what comes out is dropped.
+    """
+    attention, layout = module.attention, cache.layout
+    width, first = attention.kv_heads * layout.size, attention.heads * attention.head_dim
+    x = x if module.post_norm else norm(graph, x, module.attention_norm)
+    bias = None if attention.qkv.bias is None else layout.spread(array(attention.qkv.bias)[first:])
+    kv = linear(graph, x, layout.spread(array(attention.qkv.weight)[first:]), bias)
+    k, v = graph.split(kv, [width] * 2)
+    if attention.k_norm is not None:
+        k = _head_norm(graph, k, attention.k_norm, layout)
+    k, v = (_batched(graph, part, width, cache) for part in (k, v))
+    queries = graph.node("Mul", v, graph.weight(np.zeros(1, np.float32)))
+    _attend(graph, [queries, k, v], attention, config, cache, attention.kv_heads)
 
 
 def block(graph: Graph, x: str, module: Block, config: ModelConfig, cache: CacheInputs) -> str:
@@ -186,6 +187,31 @@ def block(graph: Graph, x: str, module: Block, config: ModelConfig, cache: Cache
     normed = norm(graph, x, module.attention_norm)
     x = graph.node("Add", x, attention(graph, normed, module.attention, config, cache))
     return graph.node("Add", x, mlp(graph, norm(graph, x, module.mlp_norm), module.mlp))
+
+
+def _attend(
+    graph: Graph, inputs: list[str], module: Attention, config: ModelConfig, cache: CacheInputs, heads: int
+) -> str:
+    """GroupQueryAttention of packed or separate projections ``(B, T, ...)``, over the cache in place."""
+    shape: list[str | int] = ["B", module.kv_heads, "S", cache.layout.size]
+    pasts = [graph.input(f"past_{kind}_{module.index:03d}", np.float32, shape) for kind in "kv"]
+    presents = [name.replace("past", "present") for name in pasts]
+    attended = f"attended_{module.index:03d}"
+    graph.nodes(
+        "GroupQueryAttention",
+        (*inputs, *pasts, cache.last_slot, cache.total, *cache.tables),
+        [attended, *presents],
+        domain=CONTRIB,
+        num_heads=heads,
+        kv_num_heads=module.kv_heads,
+        scale=1.0 / math.sqrt(config.head_size),
+        softcap=config.attention_softcap,
+        local_window_size=config.window,
+        do_rotary=int(bool(cache.tables)),
+    )
+    for name in presents:
+        graph.output(name, name, shape)
+    return attended
 
 
 def _head_norm(graph: Graph, x: str, module: nn.RMSNorm, layout: HeadLayout) -> str:

@@ -12,7 +12,17 @@ import numpy as np
 
 from lit_eff.errors import UserError
 from lit_eff.export.onnx_graph import Graph, WeightFile
-from lit_eff.export.onnx_layers import CacheInputs, HeadLayout, array, block, dense, linear, mlp, norm
+from lit_eff.export.onnx_layers import (
+    CacheInputs,
+    HeadLayout,
+    array,
+    block,
+    dense,
+    linear,
+    mlp,
+    norm,
+    propagate,
+)
 from lit_eff.models.block import Block
 from lit_eff.models.config import ModelConfig
 from lit_eff.models.heads import SCORE_EPS, Head
@@ -36,8 +46,11 @@ def check_supported(config: ModelConfig) -> None:
     HeadLayout.of(config)
 
 
-def write_graphs(model: Transformer, folder: Path) -> OnnxGraphs:
+def write_graphs(model: Transformer, folder: Path, *, propagate: bool = False) -> OnnxGraphs:
     """Write the graphs and the one weight file they share into an existing folder.
+
+    Args:
+        propagate: also those that the KV policy of this name needs.
 
     Returns:
         What was written; no logit errors are measured yet.
@@ -49,7 +62,7 @@ def write_graphs(model: Transformer, folder: Path) -> OnnxGraphs:
     writer = _Writer(model, folder)
     return OnnxGraphs(
         embed=writer.embed(),
-        segments=writer.segments(),
+        segments=writer.segments(propagate),
         heads=writer.heads(),
         max_logit_error=(),
         classifier=writer.classifier(),
@@ -77,19 +90,32 @@ class _Writer:
         graph.output(hidden, "output", ["B", "T", self._config.model_dim])
         return self._save(graph, "embed.onnx")
 
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self, with_propagate: bool) -> tuple[Segment, ...]:
         """``hidden`` ``(B, T, C)``, the lengths and some layers' past, to ``output`` and their present."""
         segments = []
         for e, (start, stop) in enumerate(pairwise((0, *self._config.exit_layers))):
-            graph, x = self._rows_graph()
-            # A call's padding rows may stand past the end of the context.
-            cache = CacheInputs(graph, "hidden", self._config, slots=self._config.context + MAX_ROWS)
-            for module in self._model.blocks[start:stop]:
-                assert isinstance(module, Block)
+            graph, x, cache = self._cached_graph()
+            for module in self._blocks(start, stop):
                 x = block(graph, x, module, self._config, cache)
             name = self._save_rows(graph, x, self._config.model_dim, f"segment_{e}.onnx")
-            segments.append(Segment(start=start, stop=stop, file=name))
+            skipped = self._propagate(e, start, stop) if with_propagate and e else None
+            segments.append(Segment(start=start, stop=stop, file=name, propagate=skipped))
         return tuple(segments)
+
+    def _propagate(self, e: int, start: int, stop: int) -> str:
+        """Called like the segment, whose cache it shares: its ``output`` is ``hidden`` as it came."""
+        graph, x, cache = self._cached_graph()
+        for module in self._blocks(start, stop):
+            propagate(graph, x, module, self._config, cache)
+        return self._save_rows(graph, x, self._config.model_dim, f"propagate_{e}.onnx")
+
+    def _cached_graph(self) -> tuple[Graph, str, CacheInputs]:
+        graph, x = self._rows_graph()
+        # A call's padding rows may stand past the end of the context.
+        return graph, x, CacheInputs(graph, "hidden", self._config, slots=self._config.context + MAX_ROWS)
+
+    def _blocks(self, start: int, stop: int) -> list[Block]:
+        return [module for module in self._model.blocks[start:stop] if isinstance(module, Block)]
 
     def heads(self) -> tuple[tuple[str, ...], ...]:
         """For each exit the graphs to run, from ``hidden`` ``(B, T, C)`` to logits ``(B, T, V)``.

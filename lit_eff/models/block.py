@@ -68,6 +68,18 @@ class Attention(nn.Module):
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         return q, k, v
 
+    def keys_values(self, x_BTC: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor]:
+        """k and v alone, each (B, T, K, D), with biases, norms and positions applied."""
+        first = self.heads * self.head_dim
+        bias = None if self.qkv.bias is None else self.qkv.bias[first:]
+        kv = F.linear(x_BTC, self.qkv.weight[first:], bias)
+        k, v = kv.view(*kv.shape[:2], -1, self.head_dim).chunk(2, dim=2)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        if cos is not None and sin is not None:
+            k = rotate(k, cos, sin)
+        return k, v
+
 
 class Block(nn.Module):
     """A layer. Dropout (a probability, training only) acts on what each half adds to the residual stream."""
@@ -93,6 +105,13 @@ class Block(nn.Module):
         if keep_B is not None:
             x = torch.where(keep_B[:, None, None] != 0, x, hidden_BTC)
         return x
+
+    def keys_values(
+        self, hidden_BTC: Tensor, cos: Tensor | None, sin: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What this layer's cache would hold of tokens that entered it as ``hidden_BTC``."""
+        x_BTC = hidden_BTC if self.post_norm else self.attention_norm(hidden_BTC)
+        return self.attention.keys_values(x_BTC, cos, sin)
 
     def _drop(self, x_BTC: Tensor) -> Tensor:
         return F.dropout(x_BTC, self.dropout, self.training) if self.dropout else x_BTC

@@ -51,14 +51,18 @@ class KVCache:
     def capacity(self) -> int:
         return self.k.shape[2]
 
-    def write(self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor, starts_B: Tensor) -> None:
+    def write(
+        self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor, starts_B: Tensor, rows_B: Tensor | None = None
+    ) -> None:
         """Store T new keys and values of each row b at slots ``starts_B[b] ..``; earlier content goes.
+
+        ``rows_B``, int64, says which rows they are of; by default the first ones.
 
         Raises:
             IndexError: past the capacity (on a CPU; on a GPU the device asserts).
         """
         batch, length = k_BTKD.shape[:2]
-        rows_B1 = torch.arange(batch, device=k_BTKD.device)[:, None]
+        rows_B1 = (torch.arange(batch, device=k_BTKD.device) if rows_B is None else rows_B)[:, None]
         slots_BT = starts_B[:, None] + torch.arange(length, device=k_BTKD.device)
         self.k[layer].index_put_((rows_B1, slots_BT), k_BTKD.to(self.k.dtype))
         self.v[layer].index_put_((rows_B1, slots_BT), v_BTKD.to(self.v.dtype))

@@ -120,6 +120,29 @@ class Transformer(nn.Module):
         inputs = self._layer_inputs(hidden_BTC, context)
         return self._run(hidden_BTC, start, stop, inputs, context.layer_keep_LB)
 
+    def propagate(
+        self,
+        hidden_BTC: Tensor,
+        start: int,
+        stop: int,
+        cache: KVCache,
+        starts_B: Tensor,
+        rows_B: Tensor | None = None,
+    ) -> None:
+        """Keys and values of layers ``start`` to ``stop - 1`` at slots ``starts_B ..``, of one hidden state.
+
+        What CALM (Schuster et al. 2022, section 3.4) gives the layers that a token skipped: each applies its
+        own norm, W_K and W_V to the state that the token left with. ``rows_B``: as in :meth:`KVCache.write`.
+        """
+        cos, sin = None, None
+        if self.config.positions == "rope":
+            positions_BT = starts_B[:, None] + torch.arange(hidden_BTC.shape[1], device=starts_B.device)
+            cos, sin = rotary_table(self.config, positions_BT, hidden_BTC.dtype)
+        for index in range(start, stop):
+            block = self.blocks[index]
+            assert isinstance(block, Block)
+            cache.write(index, *block.keys_values(hidden_BTC, cos, sin), starts_B, rows_B)
+
     def forward(
         self,
         tokens_BT: Tensor,

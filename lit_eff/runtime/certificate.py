@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.runtime.claim import sentence
+from lit_eff.runtime.confidence import Measure
 from lit_eff.runtime.evidence import (
     Candidate,
     Certifies,
@@ -24,12 +25,12 @@ from lit_eff.runtime.evidence import (
     Measured,
     Risk,
     Sha256,
-    Strict,
     Threshold,
     Tried,
 )
-from lit_eff.runtime.exit_rule import ExitRule, Measure, Thresholds
+from lit_eff.runtime.exit_rule import ExitRule, KVPolicy, Thresholds
 from lit_eff.runtime.metrics import CALLABLE, METRICS
+from lit_eff.runtime.schema import Strict
 
 FORMAT_VERSION = 1
 LEARNS = "split_fixed_sequence"  # the procedure whose order is learned
@@ -91,7 +92,7 @@ class Certificate(Strict):
     tried: tuple[Tried, ...] | None = None
     decay: float | None
     horizon: int
-    kv_policy: Literal["deferred"] | None
+    kv_policy: KVPolicy | None
     dtype: str
     batch_rule: Literal["per_sequence"] = "per_sequence"
     prompt_length: int | None
@@ -179,7 +180,11 @@ class Certificate(Strict):
     def exit_rule(self) -> ExitRule:
         """The rule a runtime decodes with; one that never exits where nothing could be certified."""
         return ExitRule(
-            measure=self.measure, thresholds=self.thresholds, decay=self.decay, horizon=self.horizon
+            measure=self.measure,
+            thresholds=self.thresholds,
+            decay=self.decay,
+            horizon=self.horizon,
+            kv_policy=self.kv_policy or "deferred",
         )
 
     @property

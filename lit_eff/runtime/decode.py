@@ -2,7 +2,7 @@
 
 - ``autoregressive``: every token through the whole model.
 - ``certified``: a token leaves at the first exit confident enough for the exit rule (CALM, Schuster et al.
-  2022), with the deferred KV policy.
+  2022); its KV policy is the exit rule's.
 - ``lossless``: self-speculation (LayerSkip, Elhoushi et al. 2024): a shallow exit drafts G tokens, the deeper
   segments check them all in one call, and Leviathan's rule keeps what leaves the output distribution that of
   the full model. Drafting and checking share every layer and the cache.
@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_eff.errors import UserError, nearest
+from lit_eff.runtime.confidence import LOGIT_MEASURES, classifier, hidden_saturation, patience
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.sampling import (
     NO_HISTORY,
@@ -34,7 +36,7 @@ from lit_eff.runtime.sampling import (
     greedy_token,
     target_distribution,
 )
-from lit_eff.runtime.segments import DeferredSequence, SegmentRunner
+from lit_eff.runtime.segments import Hidden, SegmentedSequence, SegmentRunner
 
 __all__ = ["FinishReason", "GenerateRequest", "Mode", "Round", "SegmentRunner", "generate"]
 
@@ -155,7 +157,9 @@ class _Choice(NamedTuple):
 
 
 def _rounds(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round, None, None]:
-    sequence = DeferredSequence(runner, request.prompt_tokens)
+    rule = request.exit_rule if request.mode == "certified" else None
+    policy = "deferred" if rule is None else rule.kv_policy
+    sequence = SegmentedSequence(runner, request.prompt_tokens, policy)
     rng = np.random.default_rng(request.sampling.seed)
     room = min(request.max_tokens, runner.context - len(request.prompt_tokens))
     finish: FinishReason | None = None
@@ -165,7 +169,7 @@ def _rounds(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round,
         if request.mode == "lossless":
             choice = _speculate(sequence, request, rng, drafts=min(request.draft_length, room - 1))
         else:
-            choice = _step(sequence, request, rng)
+            choice = _step(sequence, request, rule, rng)
         tokens = choice.tokens
         stop_at = next((i for i, token in enumerate(tokens) if token in request.stop_tokens), None)
         if stop_at is not None:
@@ -186,30 +190,36 @@ def _rounds(runner: SegmentRunner, request: GenerateRequest) -> Generator[Round,
         )
 
 
-def _history(sequence: DeferredSequence, request: GenerateRequest, end: int) -> History:
+def _history(sequence: SegmentedSequence, request: GenerateRequest, end: int) -> History:
     """The tokens before position ``end``, when the sampling parameters read them."""
     if not request.sampling.reads_history:
         return NO_HISTORY
     return History(request.prompt_tokens, sequence.tokens[len(request.prompt_tokens) : end])
 
 
-def _step(sequence: DeferredSequence, request: GenerateRequest, rng: np.random.Generator) -> _Choice:
+def _step(
+    sequence: SegmentedSequence, request: GenerateRequest, rule: ExitRule | None, rng: np.random.Generator
+) -> _Choice:
     """One token: deeper and deeper until an exit is confident enough, or the model ends."""
-    rule = request.exit_rule if request.mode == "certified" else None
     t = len(sequence.tokens) - len(request.prompt_tokens)
     last = len(sequence.exit_layers) - 1
+    asked = None if rule is None else _Asked(rule, sequence)
     confidences = []
     for e in range(last + 1):
-        hidden_TC = sequence.run(e)
-        if e < last and (rule is None or not rule.checks(e)):
+        hidden_1C = sequence.run(e)[-1:]
+        logits_V = None
+        if e == last or asked is None or not asked.rule.checks(e):
             continue
-        logits_V = sequence.head(e, hidden_TC[-1:])[0]
-        if e == last or rule is None:
+        if asked.rule.reads_logits:
+            logits_V = sequence.head(e, hidden_1C)[0]
+        confidence = asked.confidence(hidden_1C, logits_V)
+        confidences.append((e, confidence))
+        if asked.rule.should_exit(e, confidence, t):
             break
-        confidence = rule.confidence(logits_V)
-        confidences.append((e, float(confidence)))
-        if rule.should_exit(e, confidence, t):
-            break
+    if logits_V is None:
+        logits_V = sequence.head(e, hidden_1C)[0]
+    if e < last:
+        sequence.leave(e)
     history = _history(sequence, request, len(sequence.tokens))
     if request.sampling.greedy:
         token = greedy_token(logits_V, request.sampling, history)
@@ -219,8 +229,33 @@ def _step(sequence: DeferredSequence, request: GenerateRequest, rng: np.random.G
     return _Choice([token], [], e, tuple(confidences))
 
 
+class _Asked:
+    """The exits asked about one token, shallow to deep: how confident each is."""
+
+    def __init__(self, rule: ExitRule, sequence: SegmentedSequence) -> None:
+        self.rule = rule
+        self._sequence = sequence
+        self._predicted = -1
+        self._streak = 0  # exits in a row that predicted what the one before them did
+
+    def confidence(self, hidden_1C: Hidden, logits_V: NDArray[np.float32] | None) -> float:
+        """At the exit whose segment ran last, by :mod:`lit_eff.runtime.confidence`."""
+        measure = self.rule.measure
+        if measure == "hidden_saturation":
+            return float(hidden_saturation(hidden_1C[0], self._sequence.entered_C))
+        if measure == "classifier":
+            return float(classifier(self._sequence.exit_score(hidden_1C)[0]))
+        assert logits_V is not None
+        if measure == "patience":
+            predicted = int(logits_V.argmax())
+            self._streak = self._streak + 1 if predicted == self._predicted else 0
+            self._predicted = predicted
+            return float(patience(self._streak, len(self._sequence.exit_layers) - 1))
+        return float(LOGIT_MEASURES[measure](logits_V))
+
+
 def _speculate(
-    sequence: DeferredSequence, request: GenerateRequest, rng: np.random.Generator, drafts: int
+    sequence: SegmentedSequence, request: GenerateRequest, rng: np.random.Generator, drafts: int
 ) -> _Choice:
     """Draft with the shallow segments, check with the deep ones, keep what the target agrees to."""
     params, start = request.sampling, len(sequence.tokens)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from lit_eff.runtime.exit_rule import Measure, Thresholds
+from lit_eff.runtime.confidence import Measure
+from lit_eff.runtime.exit_rule import Thresholds
+from lit_eff.runtime.schema import Strict
 
 NEVER = "never"
 
@@ -31,19 +24,6 @@ Threshold = Annotated[
 
 
 Certifies = Literal["textual_consistency", "risk_consistency", "disagreement", "error"]
-
-
-class Strict(BaseModel):
-    """Immutable, of known fields and finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    # What older files lack stays out of the content where it is unknown: their digest stays the same.
-    @model_serializer(mode="wrap")
-    def _without_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        optional = {name for name, field in type(self).model_fields.items() if field.default is None}
-        content: dict[str, Any] = handler(self)
-        return {name: value for name, value in content.items() if value is not None or name not in optional}
 
 
 class Risk(Strict):
@@ -129,11 +109,11 @@ class Measured(Strict):
         sequences: prompts, each from its own document.
         risk: mean over sequences of the loss.
         also_risks: as in :class:`Candidate`.
-        layers_per_token: mean layers launched for a token, which is the layer it left at. The time of one
-            sequence follows this number.
+        layers_per_token: mean layers launched for a token: the layer it left at or, under the KV policy
+            ``exact``, all. The time of one sequence follows this number.
         computed_layers_per_token: mean layers in fact computed for a token by the end of the continuation:
-            under the deferred KV policy a token's skipped layers run with the next token that goes deeper, in
-            the same launch.
+            under ``deferred`` a token's skipped layers run with the next token that goes deeper, in the same
+            launch, and under ``recompute`` all its layers do, with every token until one goes all the way.
         exit_shares: share of tokens that left at each of ``exit_layers``; ``None``: not recorded.
     """
 

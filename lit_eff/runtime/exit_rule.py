@@ -1,67 +1,29 @@
-"""When a token may leave at an early exit: confidence measures and thresholds (CALM, Schuster et al. 2022).
-
-Shapes: N tokens, V vocabulary.
-"""
+"""When a token may leave at an early exit: measure, thresholds and schedule (CALM, Schuster et al. 2022)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lit_eff.errors import UserError
+from lit_eff.errors import UserError, nearest
+from lit_eff.runtime.confidence import MEASURES, READS_NO_LOGITS, Measure
 
-Measure = Literal["softmax_response", "max_probability", "entropy"]
 Thresholds = tuple[float | None, ...]  # one per early exit, shallow to deep; None never exits there
 
-
-def _softmax(logits_NV: NDArray[Any]) -> NDArray[np.float32]:
-    logits_NV = np.asarray(logits_NV, np.float32)
-    weights_NV = np.exp(logits_NV - logits_NV.max(axis=-1, keepdims=True))
-    return np.asarray(weights_NV / weights_NV.sum(axis=-1, keepdims=True, dtype=np.float32))
-
-
-def _max_probability(logits_NV: NDArray[Any]) -> NDArray[np.float32]:
-    return np.asarray(_softmax(logits_NV).max(axis=-1))
-
-
-def _softmax_response(logits_NV: NDArray[Any]) -> NDArray[np.float32]:
-    p_NV = _softmax(logits_NV)
-    best_N1 = p_NV.argmax(axis=-1)[..., None]
-    top_N = np.take_along_axis(p_NV, best_N1, axis=-1)[..., 0]
-    np.put_along_axis(p_NV, best_N1, -1.0, axis=-1)  # the second best is the best of what is left
-    return np.asarray(top_N - np.maximum(p_NV.max(axis=-1), 0.0))
-
-
-def _negative_entropy(logits_NV: NDArray[Any]) -> NDArray[np.float32]:
-    p_NV = _softmax(logits_NV)
-    vocabulary = p_NV.shape[-1]
-    if vocabulary == 1:
-        return np.ones(p_NV.shape[:-1], np.float32)
-    nats_NV = p_NV * np.log(np.where(p_NV > 0, p_NV, 1.0), dtype=np.float32)
-    return np.asarray(1.0 + nats_NV.sum(axis=-1, dtype=np.float32) / np.float32(math.log(vocabulary)))
-
-
-MEASURES: dict[str, Callable[[NDArray[Any]], NDArray[np.float32]]] = {
-    "softmax_response": _softmax_response,
-    "max_probability": _max_probability,
-    "entropy": _negative_entropy,
-}
+# How keys and values of the layers that a token skips come to be; see lit_eff.runtime.segments.
+KVPolicy = Literal["deferred", "recompute", "exact", "propagate"]
+KV_POLICIES: tuple[KVPolicy, ...] = get_args(KVPolicy)
 
 
 @dataclass(frozen=True)
 class ExitRule:
     """A token leaves at exit ``e`` when its confidence there reaches the threshold of ``e``.
 
-    Every measure grows with certainty and lies in [0, 1], computed in float32 from the exit's own logits
-    (before temperature, penalties and truncation): ``softmax_response`` is the gap between the two largest
-    probabilities, ``max_probability`` the largest, ``entropy`` is ``1 - H / ln V``.
-
     Attributes:
+        measure: of confidence, see :mod:`lit_eff.runtime.confidence`.
         thresholds: one per exit index, shallow to deep; ``None`` never exits there. The full model's head
             always decides, so a threshold for the last exit is not looked at and may be left out.
         decay: CALM's tau. With it the threshold of generated token ``t`` is
@@ -69,21 +31,25 @@ class ExitRule:
             (equation 5). ``None`` keeps the threshold constant. With a decay ``lambda = 1`` is not "never
             exit": a threshold of ``None`` is.
         horizon: CALM's N, the number of generated tokens the decay stretches over. Read only with a decay.
+        kv_policy: how keys and values of the layers that a token skips come to be: by ``propagate`` the text
+            is another than by the other three, so it is part of what decides a text.
 
     Raises:
-        UserError: for an unknown measure, a threshold outside [0, 1], a negative decay or a horizon below 1.
+        UserError: for an unknown measure or policy, a threshold outside [0, 1], a negative decay or a horizon
+            below 1.
     """
 
     measure: Measure = "softmax_response"
     thresholds: tuple[float | None, ...] = ()
     decay: float | None = None
     horizon: int = 512
+    kv_policy: KVPolicy = "deferred"
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
-            raise UserError(
-                f"confidence measure {self.measure!r} is unknown; expected one of {', '.join(MEASURES)}"
-            )
+            raise UserError(f"unknown confidence measure {self.measure!r}{nearest(self.measure, MEASURES)}")
+        if self.kv_policy not in KV_POLICIES:
+            raise UserError(f"unknown KV policy {self.kv_policy!r}{nearest(self.kv_policy, KV_POLICIES)}")
         for threshold in self.thresholds:
             if threshold is not None and not 0.0 <= threshold <= 1.0:
                 raise UserError(
@@ -98,9 +64,10 @@ class ExitRule:
         """Whether a token can leave here at all: where it cannot, the head need not be computed."""
         return exit_index < len(self.thresholds) and self.thresholds[exit_index] is not None
 
-    def confidence(self, logits_NV: NDArray[Any]) -> NDArray[np.float32]:
-        """Confidence of each row, float32 ``(N,)``, from logits ``(N, V)`` of any float type."""
-        return MEASURES[self.measure](logits_NV)
+    @property
+    def reads_logits(self) -> bool:
+        """Whether an exit that is asked must compute its logits before a token leaves there."""
+        return self.measure not in READS_NO_LOGITS
 
     def threshold(self, exit_index: int, t: ArrayLike) -> NDArray[np.float32]:
         """The threshold of generated token ``t`` (0 for the first), float32, in the shape of ``t``.

@@ -6,6 +6,7 @@
     embed.onnx       tokens to hidden states
     segment_E.onnx   the layers between exit E - 1 and exit E, keys and values in place
     head_E.onnx, ... hidden states to logits; graphs that exits share are there once
+    propagate_E.onnx hidden states to the keys and values of segment E, where the KV policy is propagate
     exit_classifier.onnx   hidden states to the exit classifier's score, where there is one
     weights.bin      the weights of all graphs, each content once
     model.safetensors, hf/   the other formats
@@ -20,17 +21,10 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from lit_eff.errors import UserError
+from lit_eff.runtime.schema import Strict
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -40,19 +34,21 @@ CERTIFICATE = "exits.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Segment(Strict):
+    """Layers ``start .. stop - 1`` (0-based) in one graph.
 
-
-class Segment(_Strict):
-    """Layers ``start .. stop - 1`` (0-based) in one graph."""
+    Attributes:
+        propagate: the graph that gives these layers the keys and values of a hidden state that left before
+            them; ``None``, and then not in the file, where the certificate has another KV policy.
+    """
 
     start: Annotated[int, Field(ge=0)]
     stop: Annotated[int, Field(ge=1)]
     file: str
+    propagate: str | None = None
 
 
-class OnnxGraphs(_Strict):
+class OnnxGraphs(Strict):
     """The graphs of the ``onnx`` format.
 
     Attributes:
@@ -76,18 +72,11 @@ class OnnxGraphs(_Strict):
         """Every graph, each once."""
         names = [self.embed, *(segment.file for segment in self.segments)]
         names += [name for head in self.heads for name in head]
-        return tuple(dict.fromkeys(names if self.classifier is None else [*names, self.classifier]))
-
-    @model_serializer(mode="wrap")
-    def _without_absent_classifier(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """An engine that knows no exit classifiers still opens the bundles of models without one."""
-        content: dict[str, Any] = serialize(self)
-        if self.classifier is None:
-            del content["classifier"]
-        return content
+        optional = [self.classifier, *(segment.propagate for segment in self.segments)]
+        return tuple(dict.fromkeys([*names, *(name for name in optional if name is not None)]))
 
 
-class Provenance(_Strict):
+class Provenance(Strict):
     """Where the weights come from."""
 
     recipe_name: str | None
@@ -98,7 +87,7 @@ class Provenance(_Strict):
     versions: dict[str, str]
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """What the bundle holds. In the file it also carries a digest of its own content.
 
     Attributes:

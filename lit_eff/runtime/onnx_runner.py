@@ -58,14 +58,17 @@ class OnnxRunner:
         self.context = context
         self._embed = sessions[graphs.embed]
         self._embed_inputs = {item.name for item in self._embed.get_inputs()}
-        self._segments = [sessions[segment.file] for segment in graphs.segments]
+        self._segments = [
+            (sessions[segment.file], sessions[segment.propagate] if segment.propagate else None)
+            for segment in graphs.segments
+        ]
         self._heads = [[sessions[name] for name in names] for names in graphs.heads]
         self._classifier = [sessions[graphs.classifier]] if graphs.classifier else []
         self.vocab_size = int(self._heads[-1][-1].get_outputs()[0].shape[-1])
 
     def new_state(self) -> list[SegmentCache]:
         """An empty cache of one sequence: one part per segment."""
-        return [SegmentCache(session) for session in self._segments]
+        return [SegmentCache(*sessions) for sessions in self._segments]
 
     def embed(self, tokens_T: NDArray[np.int64], start: int) -> Hidden:
         """Hidden states ``(T, C)`` of tokens at positions ``start .. start + T - 1``."""
@@ -90,6 +93,16 @@ class OnnxRunner:
             rows = slice(first, first + MAX_ROWS)
             state[e].run(hidden_TC[rows], start + first, outputs_TC[rows])
         return outputs_TC
+
+    def propagate(self, state: list[SegmentCache], e: int, hidden_TC: Hidden, start: int) -> None:
+        """Keys and values of segment ``e``'s layers at slots ``start ..``, all of ``hidden_TC``.
+
+        Raises:
+            UserError: the bundle has no graphs for it.
+        """
+        self._check_room(start, len(hidden_TC))
+        for first in range(0, len(hidden_TC), MAX_ROWS):
+            state[e].propagate(hidden_TC[first : first + MAX_ROWS], start + first)
 
     def head(self, e: int, hidden_TC: Hidden) -> NDArray[np.float32]:
         """Logits ``(T, V)`` of exit ``e``."""
@@ -129,9 +142,10 @@ class OnnxRunner:
 class SegmentCache:
     """Keys and values of one sequence in one segment, and the bound calls that read and write them."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, skipping: ort.InferenceSession | None = None) -> None:
+        """``skipping`` writes keys and values alone, of tokens that left before this segment."""
         inputs = {item.name: item for item in session.get_inputs()}
-        self._session = session
+        self._session, self._skipping = session, skipping
         self._model_dim = int(inputs["hidden"].shape[-1])
         self._pasts = [name for name in inputs if name.startswith("past_")]
         self._heads, self._head_dim = inputs[self._pasts[0]].shape[1], inputs[self._pasts[0]].shape[3]
@@ -139,22 +153,35 @@ class SegmentCache:
         # The two lengths GroupQueryAttention asks for; the graphs read them in place on every call.
         self._last_slot_B = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[tuple[ort.InferenceSession, int], _Call] = {}
 
     def run(self, hidden_TC: Hidden, start: int, output_TC: Hidden) -> None:
         """The segment over at most ``MAX_ROWS`` rows at slots ``start ..``."""
+        rows = len(hidden_TC)
+        output_TC[...] = self._call(self._session, hidden_TC, start).output[0, :rows]
+        if rows > 1 and not np.isfinite(output_TC).all():
+            for row in range(rows):
+                self.run(hidden_TC[row : row + 1], start + row, output_TC[row : row + 1])
+
+    def propagate(self, hidden_TC: Hidden, start: int) -> None:
+        """At most ``MAX_ROWS`` rows at slots ``start ..``, which skip the segment."""
+        if self._skipping is None:
+            raise UserError(
+                "this bundle cannot propagate hidden states: it was exported without a certificate of that "
+                "KV policy; calibrate with calibration.kv_policy=propagate and export again"
+            )
+        self._call(self._skipping, hidden_TC, start)
+
+    def _call(self, session: ort.InferenceSession, hidden_TC: Hidden, start: int) -> _Call:
         rows, padded = len(hidden_TC), _padded(len(hidden_TC))
         self._reserve(start + padded)
-        call = self._calls.get(padded) or self._bind(padded)
+        call = self._calls.get((session, padded)) or self._bind(session, padded)
         call.hidden[0, :rows] = hidden_TC
         call.hidden[0, rows:] = 0.0
         self._total[...] = start + padded
         self._last_slot_B[0] = start + padded - 1
-        self._session.run_with_iobinding(call.binding)
-        output_TC[...] = call.output[0, :rows]
-        if rows > 1 and not np.isfinite(output_TC).all():
-            for row in range(rows):
-                self.run(hidden_TC[row : row + 1], start + row, output_TC[row : row + 1])
+        session.run_with_iobinding(call.binding)
+        return call
 
     def _reserve(self, slots: int) -> None:
         """Grow to hold ``slots``. Row bits do not depend on the capacity."""
@@ -167,10 +194,10 @@ class SegmentCache:
         self._buffers_N1KSD = buffers
         self._calls.clear()  # they are bound to the old buffers
 
-    def _bind(self, padded: int) -> _Call:
+    def _bind(self, session: ort.InferenceSession, padded: int) -> _Call:
         hidden_1TC = np.zeros((1, padded, self._model_dim), np.float32)
         output_1TC = np.zeros_like(hidden_1TC)
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         values = {"hidden": hidden_1TC, "last_slot": self._last_slot_B, "total": self._total}
         for name, array in values.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
@@ -179,7 +206,7 @@ class SegmentCache:
             cache = ort.OrtValue.ortvalue_from_numpy(buffer)
             binding.bind_ortvalue_input(name, cache)
             binding.bind_ortvalue_output(name.replace("past_", "present_"), cache)
-        call = self._calls[padded] = _Call(binding, hidden_1TC, output_1TC)
+        call = self._calls[session, padded] = _Call(binding, hidden_1TC, output_1TC)
         return call
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lit_eff.runtime.decode import GenerateRequest, generate
 from lit_eff.runtime.prompts import Prompt
 from lit_eff.runtime.sampling import Distribution, SamplingParams, target_distribution
-from lit_eff.runtime.segments import DeferredSequence, SegmentRunner
+from lit_eff.runtime.segments import SegmentedSequence, SegmentRunner
 
 ALPHA = 0.001
 DRAFT_LENGTHS = (1, 3)
@@ -125,7 +125,7 @@ def _distributions(
     runner: SegmentRunner, prompt: Prompt, output: Sequence[int], e: int
 ) -> Iterator[tuple[int, Distribution, Distribution]]:
     """Each token of the output with the target's and exit ``e``'s distribution there, from one plain pass."""
-    sequence = DeferredSequence(runner, [*prompt, *output[:-1]])
+    sequence = SegmentedSequence(runner, [*prompt, *output[:-1]])
     last, logits = len(runner.exit_layers) - 1, {}
     for exit_index in range(last + 1):
         hidden_TC = sequence.run(exit_index)

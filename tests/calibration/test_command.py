@@ -146,12 +146,12 @@ def test_verify_takes_the_recipes_test_split(
     verify = ["verify", "--bundle", bundle, "--threads", "1", "--json"]
     assert main([*verify, "--config", str(run_folder / "recipe.yaml")]) == 0
     captured = capsys.readouterr()
-    report = json.loads(captured.out)
+    report = json.loads(captured.out)["certificate"]
     assert report["verdict"] == "confirmed"
-    assert report["risk"] == pytest.approx(report["certificate"]["risk"], abs=0.1)
+    assert report["risk"] == pytest.approx(report["test"]["risk"], abs=0.1)
     assert "not the test split" not in captured.err
     assert main([*verify, "--config", str(run_folder / "recipe.yaml"), "--sequences", "5"]) == 0
-    assert json.loads(capsys.readouterr().out)["sequences"] == 5
+    assert json.loads(capsys.readouterr().out)["certificate"]["sequences"] == 5
 
 
 @pytest.mark.parametrize(

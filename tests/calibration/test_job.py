@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -22,8 +22,9 @@ from lit_eff.models.checkpoint import LoadedCheckpoint, weights_sha256
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+from lit_eff.runtime.confidence import MEASURES
 from lit_eff.runtime.decode import GenerateRequest, Round, generate
-from lit_eff.runtime.exit_rule import MEASURES, ExitRule
+from lit_eff.runtime.exit_rule import KV_POLICIES, ExitRule
 
 VOCABULARY, PROMPT, STEPS = 61, 4, 6
 HASHES = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("train", "calibration", "test")}
@@ -243,7 +244,8 @@ def test_prompts_are_the_starts_of_long_enough_documents() -> None:
 
 
 def test_measures_of_the_section_are_the_runtimes() -> None:
-    assert set(get_args(Measure)) == set(MEASURES)
+    assert get_args(Measure) == MEASURES
+    assert get_args(get_type_hints(CalibrationConfig)["kv_policy"]) == KV_POLICIES
 
 
 @pytest.mark.parametrize(

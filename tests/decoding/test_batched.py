@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from lit_eff.decoding.batched import Continuations, generate_with_exits
-from lit_eff.decoding.confidence import confidence
+from lit_eff.decoding.confidence import hidden_saturation, of_logits
 from lit_eff.decoding.torch_runner import TorchRunner
 from lit_eff.errors import UserError
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
+from lit_eff.runtime import confidence
+from lit_eff.runtime.confidence import LOGIT_MEASURES
 from lit_eff.runtime.decode import GenerateRequest, generate
-from lit_eff.runtime.exit_rule import MEASURES, ExitRule
+from lit_eff.runtime.exit_rule import ExitRule, KVPolicy
 
 STEPS = 10
 NEVER = ExitRule()
@@ -39,10 +41,13 @@ def make_prompts(count: int, longest: int = 12, seed: int = 0) -> list[list[int]
     return [rng.integers(0, 97, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
 
 
-def grid(measure: str = "softmax_response", decay: float | None = None) -> list[ExitRule]:
+def grid(
+    measure: str = "softmax_response", decay: float | None = None, policy: KVPolicy = "deferred"
+) -> list[ExitRule]:
     """From never to always, and one with its own threshold at each exit."""
-    shared = [ExitRule(measure, (limit,) * 3, decay, STEPS) for limit in (0.95, 0.8, 0.6, 0.4, 0.2, 0.0)]
-    return [ExitRule(measure), *shared, ExitRule(measure, (None, 0.9, 0.3), decay, STEPS)]
+    limits = [(limit,) * 3 for limit in (0.95, 0.8, 0.6, 0.4, 0.2, 0.0)]
+    rules = [ExitRule(measure, limit, decay, STEPS, policy) for limit in [*limits, (None, 0.9, 0.3)]]
+    return [ExitRule(measure, kv_policy=policy), *rules]
 
 
 def one_by_one(model: Transformer, prompts: list[list[int]], rules: list[ExitRule]) -> Continuations:
@@ -87,6 +92,39 @@ def test_batched_is_decode_token_for_token(changes: dict, measure: str, decay: f
     # The case is not an empty one: rules part ways, and every exit is taken.
     assert len({tokens_BN.tobytes() for tokens_BN in ours.tokens_KBN}) >= 3
     assert set(np.unique(ours.exits_KBN)) == {0, 1, 2, 3}
+
+
+CLASSIFIED = ExitConfig(layers=(1, 2, 4), head="norm", classifier=True)
+
+
+@pytest.mark.parametrize(
+    ("measure", "policy", "changes"),
+    [
+        ("hidden_saturation", "deferred", {}),
+        ("classifier", "deferred", {"exits": CLASSIFIED}),
+        ("patience", "deferred", {}),
+        ("softmax_response", "recompute", {}),
+        ("softmax_response", "exact", {}),
+        ("softmax_response", "propagate", {}),
+        ("hidden_saturation", "propagate", {"qk_norm": True}),
+        ("classifier", "propagate", {"exits": CLASSIFIED, "qkv_bias": True}),
+        (
+            "patience",
+            "propagate",
+            {"norm": "layer", "positions": "learned", "norm_position": "post", "mlp": "gelu"},
+        ),
+    ],
+)
+def test_measures_and_policies_are_decodes(measure: str, policy: KVPolicy, changes: dict) -> None:
+    model, prompts, rules = make_model(**changes), make_prompts(5), grid(measure, policy=policy)
+    if model.exit_classifier is not None:  # scores spread over the grid
+        torch.nn.init.normal_(model.exit_classifier.weight, std=0.3)
+    ours = generate_with_exits(model, prompts, STEPS, rules, batch_size=3)
+    assert_same(ours, one_by_one(model, prompts, rules))
+    assert len(np.unique(ours.exits_KBN)) >= 3
+    deferred = generate_with_exits(model, prompts, STEPS, grid(measure))
+    differs = (ours.tokens_KBN != deferred.tokens_KBN).any()
+    assert differs == (policy == "propagate")
 
 
 def test_neighbours_padding_and_batch_size_change_nothing() -> None:
@@ -145,6 +183,8 @@ def test_progress_counts_prompts() -> None:
         ([[1], []], [NEVER], "empty prompt"),
         ([[1] * 60], [NEVER], "do not fit the context of 64"),
         ([[1]], [NEVER, ExitRule("entropy")], "one confidence measure"),
+        ([[1]], [NEVER, ExitRule(kv_policy="propagate")], "one KV policy"),
+        ([[1]], [ExitRule("classifier", (0.5,) * 3)], "no exit classifier"),
         ([[1]], [ExitRule(thresholds=(0.5,))], "1 thresholds for 3 early exits"),
     ],
 )
@@ -161,7 +201,7 @@ def test_a_broken_model_is_refused() -> None:
         generate_with_exits(model, [[1, 2]], STEPS, [NEVER])
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", LOGIT_MEASURES)
 @pytest.mark.parametrize("vocabulary", [1, 2, 50])
 def test_torch_confidence_is_numpys(measure: str, vocabulary: int) -> None:
     rng = np.random.default_rng(0)
@@ -169,7 +209,14 @@ def test_torch_confidence_is_numpys(measure: str, vocabulary: int) -> None:
         np.float32
     )
     logits[0] = 0.0  # all equal
-    expected = ExitRule(measure).confidence(logits)
-    ours = confidence(torch.from_numpy(logits.copy()), measure)
+    expected = LOGIT_MEASURES[measure](logits)
+    ours = of_logits(torch.from_numpy(logits.copy()), measure)
     assert ours.dtype == torch.float32
     np.testing.assert_allclose(ours, expected, atol=3e-7)
+
+
+def test_torch_saturation_is_numpys() -> None:
+    here, before = np.random.default_rng(0).normal(size=(2, 40, 64)).astype(np.float32)
+    before[:3], here[3] = here[:3] * [[2], [-1], [0]], 0.0
+    ours = hidden_saturation(torch.from_numpy(here), torch.from_numpy(before))
+    np.testing.assert_allclose(ours, confidence.hidden_saturation(here, before), atol=3e-7)

@@ -55,9 +55,10 @@ def tiny_model(family: str = "llama", head: HeadKind = "shared", **changes: Any)
     return model
 
 
-def onnx_runner(model: Transformer, folder: Path, threads: int = 1) -> OnnxRunner:
+def onnx_runner(model: Transformer, folder: Path, threads: int = 1, *, propagate: bool = False) -> OnnxRunner:
     folder.mkdir(exist_ok=True)
-    return OnnxRunner(folder, write_graphs(model, folder), context=model.config.context, threads=threads)
+    graphs = write_graphs(model, folder, propagate=propagate)
+    return OnnxRunner(folder, graphs, context=model.config.context, threads=threads)
 
 
 def loaded(model: Transformer | None = None, **changes: Any) -> LoadedCheckpoint:

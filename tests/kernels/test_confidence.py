@@ -25,6 +25,7 @@ from lit_eff.kernels.confidence.io_model import confidence_traffic
 from lit_eff.kernels.linear import Norm, skinny_linear
 from lit_eff.kernels.linear.plan import Plan
 from lit_eff.profiling.counted import count_traffic
+from lit_eff.runtime.confidence import LOGIT_MEASURES
 from lit_eff.runtime.exit_rule import ExitRule
 from tests.kernels.linear_cases import LinearCase, widened
 from tests.kernels.test_linear_traffic import requested, shape_of
@@ -82,7 +83,7 @@ def test_exits_are_those_of_the_rule(measure: Any, vocabulary: int) -> None:
     """The flag is `ExitRule.should_exit`'s on the same logits, each row at its own threshold."""
     arguments = draw(LinearCase(12, 64, vocabulary))
     logits = skinny_linear(arguments["hidden_NC"], arguments["weight_VC"]).numpy()
-    confidence = ExitRule(measure).confidence(logits)
+    confidence = LOGIT_MEASURES[measure](logits)
     steps = np.tile([-1e-3, 1e-3, np.inf], 4).astype(np.float32)
     thresholds = torch.from_numpy(np.clip(confidence + steps, 0.0, None).astype(np.float32))
     got = exit_confidence(**arguments, measure=measure, thresholds=thresholds)

@@ -22,6 +22,13 @@ class Recorder:
     def __init__(self) -> None:
         self.segment_calls: list[tuple[int, int, int]] = []
         self.head_calls: list[tuple[int, int]] = []
+        self.propagate_calls: list[tuple[int, int, int]] = []
+
+    def exit_score(self, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def propagate(self, state: Any, e: int, hidden_TC: NDArray[Any], start: int) -> None:
+        raise NotImplementedError
 
 
 class TinyTransformer(Recorder):
@@ -47,6 +54,7 @@ class TinyTransformer(Recorder):
         # Layers beyond the first exit change less, so that early exits sometimes agree with the last.
         self.scale_L = np.where(np.arange(layers) < exit_layers[0], 1.0, deep_scale)
         self.unembedding_CV = rng.normal(size=(self.dim, vocab_size))
+        self.score_C = 0.5 * rng.normal(size=self.dim)
 
     def new_state(self) -> NDArray[np.float64]:
         return np.full((self.exit_layers[-1], 2, self.context, self.dim), np.nan)
@@ -83,6 +91,25 @@ class TinyTransformer(Recorder):
         self.head_calls.append((e, len(hidden_TC)))
         rows = [hidden_C / np.sqrt(np.mean(hidden_C**2)) @ self.unembedding_CV for hidden_C in hidden_TC]
         return np.stack(rows).astype(np.float32)
+
+    def exit_score(self, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
+        return np.asarray([hidden_C @ self.score_C for hidden_C in hidden_TC], np.float32)
+
+    def propagate(self, state: NDArray[Any], e: int, hidden_TC: NDArray[Any], start: int) -> None:
+        self.propagate_calls.append((e, start, len(hidden_TC)))
+        for layer in range(self.exit_layers[e - 1], self.exit_layers[e]):
+            _, k_CC, v_CC, _ = self.attention_L4CC[layer]
+            for offset, hidden_C in enumerate(hidden_TC):
+                normed_C = hidden_C / np.sqrt(np.mean(hidden_C**2) + 1e-6)
+                state[layer, 0, start + offset] = normed_C @ k_CC
+                state[layer, 1, start + offset] = normed_C @ v_CC
+
+    def states(self, tokens: list[int]) -> list[NDArray[Any]]:
+        """The newest token's embedding and its hidden states at every exit, from one fresh pass."""
+        state, rows = self.new_state(), [self.embed(np.asarray(tokens, np.int64), 0)]
+        for e in range(len(self.exit_layers)):
+            rows.append(self.run_segment(state, e, rows[-1], 0))
+        return [hidden_TC[-1] for hidden_TC in rows]
 
     def full_logits(self, tokens: list[int], e: int) -> NDArray[np.float32]:
         """Logits ``(T, V)`` of exit ``e`` from one pass over ``tokens`` in a fresh state: the reference."""

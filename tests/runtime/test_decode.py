@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_eff.errors import UserError
+from lit_eff.runtime.confidence import LOGIT_MEASURES
 from lit_eff.runtime.decode import GenerateRequest, Round, generate
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.sampling import SamplingParams, greedy_token
@@ -159,7 +160,7 @@ def test_deferred_kv_equals_full_recomputation(seed: int, threshold: float) -> N
     for t in range(16):
         for e in range(3):
             logits_V = runner.full_logits(history, e)[-1]
-            if e == 2 or rule.should_exit(e, rule.confidence(logits_V), t):
+            if e == 2 or rule.should_exit(e, LOGIT_MEASURES[rule.measure](logits_V), t):
                 break
         exits.append(e)
         expected.append(greedy_token(logits_V, SamplingParams()))

@@ -15,6 +15,7 @@ import pytest
 from scipy.stats import chi2
 
 from lit_eff.runtime import decode
+from lit_eff.runtime.confidence import LOGIT_MEASURES
 from lit_eff.runtime.decode import GenerateRequest, generate
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.sampling import Distribution, History, SamplingParams, draw, target_distribution
@@ -37,7 +38,7 @@ def full_model(model: PrefixModel, tokens: Outcome) -> np.ndarray:
 def early_exit(model: PrefixModel, tokens: Outcome) -> np.ndarray:
     for e in range(len(model.exit_layers) - 1):
         logits_V = model.logits(e, tokens)
-        if RULE.should_exit(e, RULE.confidence(logits_V), len(tokens) - len(PROMPT)):
+        if RULE.should_exit(e, LOGIT_MEASURES[RULE.measure](logits_V), len(tokens) - len(PROMPT)):
             return logits_V
     return full_model(model, tokens)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lit_eff.errors import UserError
+from lit_eff.runtime.confidence import LOGIT_MEASURES
 from lit_eff.runtime.decode import GenerateRequest, generate
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.risk import DISAGREEMENT, Comparison, compare
@@ -69,7 +70,7 @@ def test_rounds_tell_the_confidence_wherever_the_rule_was_asked() -> None:
         (e, confidence), *rest = one.confidences
         assert (e, rest) == (1, [])
         assert confidence == pytest.approx(
-            float(rule.confidence(runner.full_logits(tokens, 1)[-1])), abs=1e-6
+            float(LOGIT_MEASURES[rule.measure](runner.full_logits(tokens, 1)[-1])), abs=1e-6
         )
         assert (one.exit_index == 1) == (confidence >= 0.9)
         left.add(one.exit_index)
