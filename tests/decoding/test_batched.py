@@ -44,9 +44,12 @@ def make_prompts(count: int, longest: int = 12, seed: int = 0) -> list[list[int]
 def grid(
     measure: str = "softmax_response", decay: float | None = None, policy: KVPolicy = "deferred"
 ) -> list[ExitRule]:
-    """From never to always, and one with its own threshold at each exit."""
+    """From never to always, and two with a threshold of their own at each exit."""
     limits = [(limit,) * 3 for limit in (0.95, 0.8, 0.6, 0.4, 0.2, 0.0)]
-    rules = [ExitRule(measure, limit, decay, STEPS, policy) for limit in [*limits, (None, 0.9, 0.3)]]
+    rules = [
+        ExitRule(measure, limit, decay, STEPS, policy)
+        for limit in [*limits, (None, 0.9, 0.3), (0.9, 0.9, 0.4)]
+    ]
     return [ExitRule(measure, kv_policy=policy), *rules]
 
 
