@@ -27,7 +27,8 @@ _PLACE = re.compile(r'(?:Parser key "([\w.]+)":|([a-z_][\w.]*):) ')
 _REQUIRED = re.compile(r"the following arguments are required: ([\w.]+)|^([\w.]+) is not set, and has")
 _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _EXPECTED = re.compile(
-    r"Expected an? (<class '[\w.]+'>|typing\.\S+?\[.*?\](?=\.| Got|$)|[\w.\[\], ]+?(?=\. Got|$))"
+    r"Expected (?:an? )?(<class '[\w.]+'>|typing\.\S+?\[.*?\](?=\.| Got| Expected|$)"
+    r"|[\w.\[\], ]+?(?=\. Got|$))"
 )
 _LITERAL = re.compile(r"typing\.Literal\[(.*)\]")
 
