@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from lit_eff.calibration.figures import PANELS, panel, write_png
 from lit_eff.files import atomic_path
 from lit_eff.runtime.certificate import Certificate
-from lit_eff.runtime.claim import loss_name
+from lit_eff.runtime.claim import loss_name, sentence
 from lit_eff.runtime.evidence import Candidate, Measured, Tried
 
 
@@ -32,7 +32,7 @@ def markdown(certificate: Certificate, picture: str | None = None) -> str:
     lines = [
         "# Exit certificate",
         "",
-        certificate.sentence(),
+        sentence(certificate),
         "",
         *([f"![risk, layers, exits and p-values]({picture})", ""] if picture is not None else []),
         f"Early exits after layers {exits} of {layers}; confidence `{certificate.measure}`; "

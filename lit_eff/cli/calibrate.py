@@ -17,6 +17,7 @@ from lit_eff.cli.arguments import Parser
 from lit_eff.cli.calibration_run import add_device, bars, calibration_device, resumable
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 
 if TYPE_CHECKING:
     from lit_eff.calibration.config import CalibrationConfig
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"certificate": str(output), **certificate.model_dump(mode="json")}, indent=2))
     else:
         summary = output.with_suffix(".md")
-        print(f"{certificate.sentence()}\n{output} (assumptions, plots and the grid: {summary})")
+        print(f"{sentence(certificate)}\n{output} (assumptions, plots and the grid: {summary})")
     return 0
 
 

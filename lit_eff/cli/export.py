@@ -12,6 +12,7 @@ from lit_eff.export.job import export_bundle
 from lit_eff.models.checkpoint import LoadedCheckpoint, load_checkpoint
 from lit_eff.runtime.bundle import Bundle, open_bundle
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.manifest import CERTIFICATE
 
 
@@ -69,7 +70,7 @@ def _report(bundle: Bundle) -> dict[str, Any]:
         "bundle": str(bundle.path),
         "formats": manifest.formats,
         "exit_layers": manifest.exit_layers,
-        "certificate": bundle.certificate and bundle.certificate.sentence(),
+        "certificate": bundle.certificate and sentence(bundle.certificate),
         "megabytes": round(_megabytes(bundle), 2),
         "max_logit_error": errors,
         "weights_sha256": manifest.provenance.weights_sha256,
@@ -85,5 +86,5 @@ def _summary(bundle: Bundle) -> str:
     if bundle.certificate is None:
         lines.append("no certificate: mode certified will refuse; `lit-eff calibrate` writes one")
     else:
-        lines.append(bundle.certificate.sentence())
+        lines.append(sentence(bundle.certificate))
     return "\n".join(lines)

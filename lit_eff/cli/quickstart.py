@@ -33,6 +33,7 @@ from lit_eff.files import atomic_path
 from lit_eff.models.checkpoint import load_checkpoint
 from lit_eff.models.config import ModelConfig
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.decode import Mode, generate
 from lit_eff.runtime.summary import Summary
 from lit_eff.runtime.text import TextEngine, TextRequest
@@ -77,7 +78,7 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
         certificate = calibrate_checkpoint(
             trained.checkpoint, recipe, trained.checkpoint.parent / CERTIFICATE, device="cpu"
         )
-        console.print(certificate.sentence())
+        console.print(sentence(certificate))
     with step("profile"):
         traffic = profiled(recipe, trained, console)
     with step("export"):
@@ -184,7 +185,7 @@ def calibration_report(certificate: Certificate) -> dict[str, Any]:
         "layers_per_token": certificate.test.layers_per_token,
         "computed_layers_per_token": certificate.test.computed_layers_per_token,
         "test_risk": certificate.test.risk,
-        "sentence": certificate.sentence(),
+        "sentence": sentence(certificate),
     }
 
 

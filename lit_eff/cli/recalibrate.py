@@ -15,6 +15,7 @@ from lit_eff.errors import UserError
 from lit_eff.export.torch_format import load_model
 from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.runtime.bundle import open_bundle, replace_certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.prompts import certified_prompts, read_prompts
 
 
@@ -44,10 +45,10 @@ def main(argv: list[str]) -> int:
             new = recalibrate(loaded, old, prompts, most=options.sequences, progress=progress, work=work)
         output = replace_certificate(bundle, new, output)
     if options.json:
-        report = {"bundle": str(output), "before": old.sentence(), **new.model_dump(mode="json")}
+        report = {"bundle": str(output), "before": sentence(old), **new.model_dump(mode="json")}
         print(json.dumps(report, indent=2))
     else:
-        print(f"{markdown(new)}\nBefore: {old.sentence()}\n{output} holds the new certificate.")
+        print(f"{markdown(new)}\nBefore: {sentence(old)}\n{output} holds the new certificate.")
     return 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from lit_eff.cli.arguments import UNCERTIFIED_HELP, Parser
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.manifest import read_manifest
 from lit_eff.runtime.text import TextEngine
 from lit_eff.serving.config import FALLBACKS, ServeConfig
@@ -68,4 +69,4 @@ def _certified_sentence(engine: TextEngine) -> str:
         return "Mode certified runs with thresholds set by hand: nothing is guaranteed."
     if engine.certificate is None:
         return "Mode certified is off: the bundle has no certificate."
-    return f"Mode certified: {engine.certificate.sentence()}"
+    return f"Mode certified: {sentence(engine.certificate)}"

@@ -9,7 +9,7 @@ from typing import Any
 from lit_eff.runtime.audit import Audit
 from lit_eff.runtime.bundle import Bundle
 from lit_eff.runtime.certificate import Certificate
-from lit_eff.runtime.claim import loss_name
+from lit_eff.runtime.claim import loss_name, sentence
 from lit_eff.runtime.greedy_identity import DRAFT_LENGTHS, GreedyIdentity
 from lit_eff.runtime.sampled_identity import MISTAKES, SampledIdentity
 
@@ -65,7 +65,7 @@ class Findings:
         if self.audit is not None and self.certificate is not None:
             test = self.certificate.test
             result["certificate"] = {
-                "sentence": self.certificate.sentence(),
+                "sentence": sentence(self.certificate),
                 "delta": self.certificate.delta,
                 "alpha": self.alpha,
                 **asdict(self.audit),
@@ -136,7 +136,7 @@ def _certificate(certificate: Certificate, found: Audit, alpha: float) -> list[s
         "open": f"Not refuted: whether the risk is within {certificate.delta:.4g} needs more prompts to tell",
     }
     return [
-        f"Certificate: {certificate.sentence()}",
+        f"Certificate: {sentence(certificate)}",
         f"  risk              {found.risk:.4f} on {found.sequences:,} prompts, between {low:.4f} and "
         f"{high:.4f}; the certificate's test split: {test.risk:.4f} on {test.sequences:,}",
         f"  layers per token  {found.layers_per_token:.2f} of {layers}; the certificate's test split: "

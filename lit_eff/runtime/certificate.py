@@ -15,7 +15,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
-from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.confidence import Measure
 from lit_eff.runtime.evidence import (
     Candidate,
@@ -220,10 +219,6 @@ class Certificate(Strict):
                 f"the certificate is of a classifier ({self.certifies}), whose exits no engine runs yet; "
                 "generate, serve, verify and calibrate --update take language models"
             )
-
-    def sentence(self) -> str:
-        """The guarantee in one plain sentence."""
-        return sentence(self)
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""

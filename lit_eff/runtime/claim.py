@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lit_eff.runtime.certificate import Certificate
-    from lit_eff.runtime.evidence import Risk
+from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.evidence import Risk
 
 # Of two continuations, as a part of a sentence; a function of the user's own is called by its name.
 DIFFERENCES = {
@@ -31,7 +28,7 @@ def loss_name(risk: Risk) -> str:
 
 
 def sentence(certificate: Certificate) -> str:
-    """The guarantee, how it was had, and what the test split showed."""
+    """The guarantee in one plain sentence: how it was had, and what the test split showed."""
     layers, calibrated, tested = certificate.exit_layers[-1], certificate.calibration, certificate.test
     confidence = f"{100 * (1 - certificate.epsilon):.4g}%"
     how = f"{certificate.procedure}, {certificate.p_value}, {calibrated.sequences:,} sequences"

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from lit_eff.errors import UserError
 from lit_eff.runtime.bundle import open_bundle
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.decode import FinishReason, GenerateRequest, Mode, Round, check_request, generate
 from lit_eff.runtime.decoding_config import DecodingConfig, draft_exit_index
 from lit_eff.runtime.detokenize import Detokenizer, StopStrings
@@ -236,7 +237,7 @@ class TextEngine:
             )
         if not request.sampling.greedy:
             return "The certificate covers greedy decoding; nothing is known about sampled output."
-        return self.certificate.sentence()
+        return sentence(self.certificate)
 
 
 def _never_exit(certificate: Certificate) -> ExitRule:

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lit_eff.errors import UserError
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.decode import Mode
 from lit_eff.runtime.summary import Summary
 from lit_eff.runtime.text import PreparedRequest, TextEngine
@@ -166,7 +167,7 @@ class _Server:
             "context": engine.runner.context,
             "exit_layers": engine.runner.exit_layers,
             "modes": modes,
-            "certificate": engine.certificate.sentence() if engine.certificate is not None else None,
+            "certificate": sentence(engine.certificate) if engine.certificate is not None else None,
             "monitor": self.watch.sentence() if self.watch is not None else None,
         }
 

@@ -17,6 +17,7 @@ from lit_eff.calibration.resume import WorkFolder
 from lit_eff.calibration.traffic import recalibrate
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import LEARNS, Certificate
+from lit_eff.runtime.claim import sentence
 from tests.calibration import test_classifier as labels
 from tests.calibration.test_job import CONFIG, HASHES, load, run
 from tests.calibration.test_traffic import logged
@@ -140,7 +141,7 @@ TRIED = tuple({"measure": name, "layers_per_token": 6.0 + k} for k, name in enum
 
 def test_what_was_paid_is_told(tmp_path: Path) -> None:
     made = certificate(tried=TRIED)
-    assert "best of 3 measures at 0.0167 each" in made.sentence()
+    assert "best of 3 measures at 0.0167 each" in sentence(made)
     text = markdown(made)
     assert "chosen among 3, each tested with a total error of 0.0167" in text
     assert "| `entropy` | 8.00 |" in text

@@ -28,6 +28,7 @@ from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.bundle import open_bundle
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 from tests.calibration.test_job import HASHES, load, prompts
 from tests.data.helpers import write_jsonl
 
@@ -146,7 +147,7 @@ def test_never_exit_is_an_outcome() -> None:
     made = calibrate_classifier(classifier(), batches(60, 0), batches(20, 1), config, split_hashes=HASHES)
     assert (made.selected, made.thresholds) == (None, (None, None))
     assert (made.test.risk, made.test.layers_per_token) == (0.0, 4.0)
-    assert "every sequence runs all 4 layers" in made.sentence()
+    assert "every sequence runs all 4 layers" in sentence(made)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_from_checkpoint_to_certificate_and_bundle(
     words = ["calibrate", "--ckpt_path", str(checkpoint), "--output", str(output)]
     assert main([*words, "calibration.risk=error"]) == 0
     made = Certificate.load(output)
-    assert made.sentence() in capsys.readouterr().out
+    assert sentence(made) in capsys.readouterr().out
     assert (made.certifies, made.calibration.sequences, made.test.sequences) == ("error", 70, 50)
     assert made.train_sha256 is not None
     assert main([*words, "calibration.sequences=400"]) == 2

@@ -18,6 +18,7 @@ from lit_eff.models.checkpoint import load_checkpoint
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+from lit_eff.runtime.claim import sentence
 
 CALIBRATION = {
     "delta": 0.5,
@@ -97,7 +98,7 @@ def test_from_checkpoint_to_certificate(run_folder: Path, capsys: pytest.Capture
     certificate.check(
         weights_sha256=loaded.weights_sha256, tokenizer_sha256=tokenizer_sha256(loaded.tokenizer_json)
     )
-    assert certificate.sentence() in (checkpoint.parent / "exits.md").read_text()
+    assert sentence(certificate) in (checkpoint.parent / "exits.md").read_text()
     assert list(run_folder.glob("events.out.tfevents.*")), "the plots go to the run's TensorBoard folder"
 
 
@@ -130,7 +131,7 @@ def test_another_output_and_a_recipe_by_path(run_folder: Path, capsys: pytest.Ca
     output = run_folder / "elsewhere" / "mine.json"
     arguments = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt"), "--output", str(output)]
     assert main(["calibrate", *arguments, "--config", str(run_folder / "recipe.yaml")]) == 0
-    assert Certificate.load(output).sentence() in capsys.readouterr().out
+    assert sentence(Certificate.load(output)) in capsys.readouterr().out
 
 
 def test_verify_takes_the_recipes_test_split(

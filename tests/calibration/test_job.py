@@ -22,6 +22,7 @@ from lit_eff.models.checkpoint import LoadedCheckpoint, weights_sha256
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.confidence import MEASURES
 from lit_eff.runtime.decode import GenerateRequest, Round, generate
 from lit_eff.runtime.exit_rule import KV_POLICIES, ExitRule
@@ -172,7 +173,7 @@ def test_never_exit_is_an_outcome() -> None:
     for split in (certificate.calibration, certificate.test):
         assert (split.risk, split.layers_per_token, split.computed_layers_per_token) == (0.0, 4.0, 4.0)
         assert split.exit_shares == (0.0, 0.0, 1.0)
-    assert "all 4 layers" in certificate.sentence()
+    assert "all 4 layers" in sentence(certificate)
 
 
 def test_the_test_split_selects_nothing() -> None:

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lit_eff.calibration.figures import PANELS, overview, panel
 from lit_eff.calibration.report import markdown, write_report, write_tensorboard
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.evidence import Candidate, Learning, Measured
 
 RISKS, P_VALUES, LAYERS = (0.01, 0.06, 0.2), (1e-20, 0.01, 1.0), (7.5, 6.0, 4.0)
@@ -76,7 +77,7 @@ def test_the_summary_states_the_guarantee_its_assumptions_and_the_grid(tmp_path:
     ours = certificate()
     write_report(ours, tmp_path / "exits.md")
     text = (tmp_path / "exits.md").read_text()
-    assert ours.sentence() in text
+    assert sentence(ours) in text
     assert "](exits.png)" in text
     assert (tmp_path / "exits.png").read_bytes().startswith(b"\x89PNG")
     for word in ("exchangeable", "fixed before", "bfloat16", "33 tokens", "17 greedy tokens", "on average"):

@@ -21,6 +21,7 @@ from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
 from lit_eff.runtime.audit import audit
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.exit_rule import ExitRule
 from tests.calibration.test_job import CONFIG, HASHES, PROMPT, STEPS, VOCABULARY, decode, load
 from tests.calibration.test_traffic import logged
@@ -100,7 +101,7 @@ def test_every_figure_is_what_comparing_one_by_one_gives(risk: str, name: str) -
     rows = documents(10, 1)[:, : PROMPT + config.reference_length]
     again = audit(RUNNER, certificate, list(map(tuple, rows.tolist())), alpha=0.05, metric=metric)
     assert again.risk == pytest.approx(certificate.test.risk, abs=1e-12)
-    assert certificate.sentence() in markdown(certificate)
+    assert sentence(certificate) in markdown(certificate)
     assert "tokens changed" not in overview(certificate).axes[0].get_ylabel()
 
 

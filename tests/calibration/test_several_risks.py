@@ -20,6 +20,7 @@ from lit_eff.calibration.traffic import recalibrate
 from lit_eff.cli.arguments import check_metric
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import LEARNS, Certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.exit_rule import ExitRule
 from lit_eff.runtime.metrics import edit_distance, token_disagreement
 from tests.calibration import test_classifier as labels
@@ -118,8 +119,8 @@ def test_a_classifier_keeps_both_its_risks() -> None:
     for one in made.candidates:
         lost, _ = labels.alone(labels.classifier(), splits[0], one.vector(2), made.measure, "error")
         assert one.also_risks == pytest.approx((lost.mean(),))
-    assert "changes on average" in made.sentence()
-    assert "and at once gets on average" in made.sentence()
+    assert "changes on average" in sentence(made)
+    assert "and at once gets on average" in sentence(made)
 
 
 def several(**changes: Any) -> Certificate:
@@ -143,7 +144,7 @@ def test_all_risks_are_told(tmp_path: Path) -> None:
         "by at most 0.05 over",
         "changed 21.0%, raised it by 0.0312 and launched 5.12",
     ):
-        assert part in made.sentence()
+        assert part in sentence(made)
     text = markdown(made)
     assert "risk: rise of normalised token edit distance from the reference" in text
     assert "risk at most 0.25 and 0.05" in text

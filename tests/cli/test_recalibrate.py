@@ -13,6 +13,7 @@ import pytest
 
 from lit_eff.cli.main import main
 from lit_eff.runtime.bundle import open_bundle
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.text import TextEngine
 from tests.export.bundles import readable_bundle, readable_checkpoint
 from tests.runtime.test_certificate import candidate
@@ -57,7 +58,7 @@ def test_a_log_replaces_the_certificate(
     new, old = open_bundle(tmp_path / "new").certificate, open_bundle(served / "bundle").certificate
     assert new is not None
     assert old is not None
-    assert printed["before"] == old.sentence()
+    assert printed["before"] == sentence(old)
     assert printed["selected"] == new.selected
     assert old.thresholds == (0.0, 0.0)
     assert new.selected is not None

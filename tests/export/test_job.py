@@ -24,6 +24,7 @@ from lit_eff.models.config import ExitConfig
 from lit_eff.models.huggingface import from_hf
 from lit_eff.runtime.bundle import open_bundle
 from lit_eff.runtime.certificate import tokenizer_sha256
+from lit_eff.runtime.claim import sentence
 from tests.export.models import loaded, onnx_runner, tiny_model
 from tests.runtime.test_certificate import certificate
 
@@ -195,7 +196,7 @@ def test_command_line(checkpoint_path: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["--ckpt_path", str(checkpoint_path), *told]) == 0
     out = capsys.readouterr().out
     assert "onnx, hf" in out
-    assert fitting.sentence() in out
+    assert sentence(fitting) in out
     assert open_bundle(tmp_path / "out").certificate == fitting
     assert main(["--ckpt_path", str(checkpoint_path), *told, "--certificate", "none"]) == 0
     assert open_bundle(tmp_path / "out").certificate is None

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate, tokenizer_sha256
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.evidence import Candidate, Learning, Measured
 from lit_eff.runtime.exit_rule import ExitRule
 
@@ -138,8 +139,8 @@ def test_vectors_are_written_as_people_type_them(tmp_path: Path) -> None:
     assert Certificate.load(path).exit_rule().thresholds == (0.8, None)
     assert vectors().vectors
     assert not certificate().vectors
-    assert "split-fixed-sequence" in vectors().sentence()
-    assert "path learned on 500 others" in vectors().sentence()
+    assert "split-fixed-sequence" in sentence(vectors())
+    assert "path learned on 500 others" in sentence(vectors())
 
 
 def test_a_candidate_has_one_threshold_or_one_for_each_exit() -> None:
@@ -174,12 +175,12 @@ def test_exit_rule_carries_measure_thresholds_and_schedule() -> None:
 
 
 def test_sentence_says_what_was_promised_and_what_was_measured() -> None:
-    text = certificate().sentence()
+    text = sentence(certificate())
     for part in ("95%", "25% of the 16 tokens", "32-token", "300 sequences", "21.0%", "5.12 of 8 layers"):
         assert part in text
     assert text.endswith("per token.")
     assert ". " not in text
-    assert "all 8 layers" in never().sentence()
+    assert "all 8 layers" in sentence(never())
 
 
 CLASSIFIER = {"metric": "zero_one", "kv_policy": None, "prompt_length": None, "continuation_length": 1}
@@ -215,9 +216,9 @@ CLASSIFIER = {"metric": "zero_one", "kv_policy": None, "prompt_length": None, "c
 def test_every_risk_has_its_sentence(changes: dict[str, Any], parts: list[str], tmp_path: Path) -> None:
     made = certificate(**changes)
     for part in [*parts, "95%", "300 sequences"]:
-        assert part in made.sentence()
-    assert "tokens after" not in made.sentence() or not made.classifies
-    assert "all 8 layers" in never(**changes).sentence()
+        assert part in sentence(made)
+    assert "tokens after" not in sentence(made) or not made.classifies
+    assert "all 8 layers" in sentence(never(**changes))
     made.save(tmp_path / "exits.json")
     assert Certificate.load(tmp_path / "exits.json") == made
     if made.classifies:

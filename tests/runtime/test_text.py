@@ -8,6 +8,7 @@ import pytest
 
 from lit_eff.errors import UserError
 from lit_eff.runtime.certificate import Certificate
+from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.decoding_config import DecodingConfig, draft_exit_index
 from lit_eff.runtime.evidence import Candidate, Measured
 from lit_eff.runtime.exit_rule import ExitRule, parse_thresholds
@@ -126,7 +127,7 @@ def test_the_certificate_gives_the_rule_and_says_what_it_covers() -> None:
     engine = scripted_engine("abc", certificate=certificate())
     greedy = engine.prepare(TextRequest("", mode="certified"))
     assert greedy.tokens.exit_rule == ExitRule(thresholds=(0.9, 0.9), horizon=16)
-    assert engine.promise(greedy) == certificate().sentence()
+    assert engine.promise(greedy) == sentence(certificate())
     sampled = engine.prepare(TextRequest("", mode="certified", sampling=SamplingParams(temperature=1.0)))
     assert "covers greedy" in engine.promise(sampled)
 
