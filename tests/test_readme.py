@@ -29,7 +29,7 @@ COMMANDS = [
 # Makes a fit of seconds out of one of minutes.
 DATA = ["data.init_args.max_documents=1500", "data.init_args.validation_tokens=2048"]
 SMALL = [*DATA, "trainer.max_steps=4", "trainer.val_check_interval=4", "model.init_args.config.model_dim=64"]
-QUICK = ["calibration.sequences=30", "calibration.test_sequences=10", "decoding.max_tokens=20"]
+QUICK = ["calibration.sequences=40", "calibration.test_sequences=10", "decoding.max_tokens=20"]
 QUICK += [
     "calibration.prompt_length=8",
     "data.init_args.splits={train: 0.7, validation: 0.1, calibration: 0.1, test: 0.1}",

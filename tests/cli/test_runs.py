@@ -79,7 +79,7 @@ def test_the_saved_configuration_is_whole_and_says_where_it_comes_from(run: Run)
     assert "--exits.layers" in text.splitlines()[1]
     config = yaml.safe_load(text)
     assert not {"defaults", "vars", "hydra", "config", "ckpt_path"} & set(config)
-    assert config["exits"] == {"layers": [1, 3], "head": "norm"}
+    assert config["exits"] == {"layers": [1, 3], "head": "norm", "classifier": False}
     assert config["trainer"]["max_steps"] == 6
     assert config["serve"]["port"] == 8000  # sections that the recipe leaves out are spelled out
     assert "exits" not in config["model"]["init_args"]["config"]  # said once, in its section
