@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from lit_eff.errors import UserError
 from lit_eff.runtime.text import TextEngine
 
 
@@ -25,10 +26,10 @@ class Recorder:
         self.propagate_calls: list[tuple[int, int, int]] = []
 
     def exit_score(self, hidden_TC: NDArray[Any]) -> NDArray[np.float32]:
-        raise NotImplementedError
+        raise UserError("this model has no exit classifier")  # what the protocol says of such a model
 
     def propagate(self, state: Any, e: int, hidden_TC: NDArray[Any], start: int) -> None:
-        raise NotImplementedError
+        raise UserError("this bundle cannot propagate hidden states")
 
 
 class TinyTransformer(Recorder):
