@@ -21,20 +21,6 @@ from tests.calibration.test_job import CONFIG, HASHES, load, prompts
 BATCHES = 3  # of 30 calibration sequences 16 and 14, and the test's 10
 
 
-@pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of prompts of each batch that is really generated."""
-    counts: list[int] = []
-    original = batched._continue
-
-    def counted(model, batch, *rest):
-        counts.append(len(batch))
-        return original(model, batch, *rest)
-
-    monkeypatch.setattr(batched, "_continue", counted)
-    return counts
-
-
 def run(
     work: WorkFolder | None,
     *,

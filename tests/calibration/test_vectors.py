@@ -14,7 +14,6 @@ from lit_eff.calibration.classifier import calibrate_classifier
 from lit_eff.calibration.config import CalibrationConfig
 from lit_eff.calibration.job import calibrate
 from lit_eff.calibration.resume import WorkFolder
-from lit_eff.decoding import batched
 from lit_eff.decoding.torch_runner import TorchRunner
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import LoadedCheckpoint
@@ -106,15 +105,7 @@ def test_a_path_of_ones_own_is_a_fixed_sequence() -> None:
         )
 
 
-def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generated: list[int] = []
-    original = batched._continue
-
-    def counted(model, batch, *rest):
-        generated.append(len(batch))
-        return original(model, batch, *rest)
-
-    monkeypatch.setattr(batched, "_continue", counted)
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, generated: list[int]) -> None:
     seen: list[tuple[str, int, int]] = []
     whole = run_vectors(load(), progress=lambda *event: seen.append(event))
     total, learning = len(generated), [event for event in seen if event[0] == "learning"]
