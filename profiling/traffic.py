@@ -13,21 +13,29 @@ from typing import Any, Literal
 Source = Literal["measured", "counted", "modelled", "unavailable"]
 
 # Quantities a record may hold, with their units. Requested bytes are what the kernel's loads and stores ask
-# for; sector bytes are the distinct 32-byte sectors among them, the least any cache can leave.
+# of HBM; sector bytes are the distinct 32-byte sectors among them, the least any cache can leave. DRAM and
+# L2 bytes are what hardware moved. ``shared_memory_bytes`` is a program's footprint in SRAM, the other two
+# are its traffic. ``occupancy`` is the share of an SM's warps: resident ones, as compiled, or active ones.
 UNITS: Mapping[str, str] = {
     "read_bytes": "B",
     "written_bytes": "B",
     "atomic_bytes": "B",
     "read_sector_bytes": "B",
     "written_sector_bytes": "B",
+    "masked_lanes": "lanes",
     "dram_read_bytes": "B",
     "dram_written_bytes": "B",
-    "masked_lanes": "lanes",
-    "flops": "FLOP",
+    "l2_bytes": "B",
+    "shared_read_bytes": "B",
+    "shared_written_bytes": "B",
     "shared_memory_bytes": "B",
     "registers_per_thread": "registers",
     "spill_bytes": "B",
+    "programs_per_sm": "programs",
+    "occupancy": "of warps",
+    "flops": "FLOP",
     "seconds": "s",
+    "joules": "J",
 }
 
 
@@ -45,19 +53,34 @@ class Number:
 
 
 @dataclass(frozen=True)
+class LineTraffic:
+    """What one source line of a kernel asks of one tensor, counted. ``kind``: loads, stores or atomics."""
+
+    file: str
+    line: int
+    text: str
+    tensor: str
+    kind: Literal["loads", "stores", "atomics"]
+    requested_bytes: int
+    sector_bytes: int
+    masked_lanes: int
+
+
+@dataclass(frozen=True)
 class KernelTraffic:
     """One kernel at one shape.
 
     ``numbers`` maps a quantity (a key of :data:`UNITS`) to what each source says of it; ``baseline`` is
     another way to compute the same result, for the ratio. Where several kernels make one result, ``numbers``
-    are their sums and ``parts`` the kernels in order.
+    are their sums and ``parts`` the kernels in order. ``lines`` tell a count by source line.
     """
 
     kernel: str
-    shape: dict[str, int | str | bool]
+    shape: dict[str, int | float | str | bool]
     numbers: dict[str, tuple[Number, ...]] = field(default_factory=dict)
     baseline: KernelTraffic | None = None
     parts: tuple[KernelTraffic, ...] = ()
+    lines: tuple[LineTraffic, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = set(self.numbers) - set(UNITS)
@@ -80,12 +103,13 @@ class KernelTraffic:
 
     @property
     def counted_equals_modelled(self) -> bool:
-        """Whether reads and writes, as counted, are the formula's to the byte."""
-        return all(
-            self.get(quantity, "counted") is not None
-            and self.get(quantity, "counted") == self.get(quantity, "modelled")
+        """Whether reads, writes and atomics, as counted, are the formula's to the byte."""
+        both = [
+            (self.get(quantity, "counted"), self.get(quantity, "modelled"))
             for quantity in ("read_bytes", "written_bytes")
-        )
+        ]
+        atomics = (self.get("atomic_bytes", "counted") or 0, self.get("atomic_bytes", "modelled") or 0)
+        return all(one is not None and one == other for one, other in (*both, atomics))
 
     @property
     def baseline_ratio(self) -> float | None:
@@ -112,4 +136,5 @@ class KernelTraffic:
         }
         baseline = cls.from_dict(values["baseline"]) if values["baseline"] else None
         parts = tuple(cls.from_dict(part) for part in values.get("parts", ()))
-        return cls(values["kernel"], dict(values["shape"]), numbers, baseline, parts)
+        lines = tuple(LineTraffic(**line) for line in values.get("lines", ()))
+        return cls(values["kernel"], dict(values["shape"]), numbers, baseline, parts, lines)

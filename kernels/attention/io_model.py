@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 Rows = tuple[tuple[int, ...], ...]
 

@@ -21,7 +21,7 @@ from lit_eff.kernels.attention.standard.traffic_model import standard_traffic
 from lit_eff.kernels.attention.tiles import forward_tiles
 from lit_eff.kernels.attention.traffic_model import forward_traffic
 from lit_eff.kernels.device import TRITON_INSTALLED
-from lit_eff.kernels.traffic import Traffic
+from lit_eff.profiling.modelled import Traffic
 from lit_eff.profiling.traffic import KernelTraffic, Number
 
 ELEMENT_BYTES = {"float16": 2, "float32": 4}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.kernels.attention.tiles import Tiles
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 RANGE_BYTES = 3 * 4  # of one tile in `documents.document_ranges`
 SEED_BYTES = 8

@@ -11,7 +11,7 @@ from collections import Counter
 
 from lit_eff.kernels.linear.io_model import LinearShape, row_tiles, tile_reads
 from lit_eff.kernels.linear.plan import Plan
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 PARTIALS = ("max", "best", "second", "sum", "moment")  # 4 bytes each, a row and block
 OUTPUT_BYTES = {"token": 8, "probability": 4, "gap": 4, "entropy": 4, "lse": 4, "exit": 1}

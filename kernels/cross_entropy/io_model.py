@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_eff.kernels.cross_entropy.sizes import padded
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 TARGET = 8  # bytes of an int64
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lit_eff.kernels.decode_step.arguments import Shape
 from lit_eff.kernels.decode_step.plan import ROW_TILE
-from lit_eff.kernels.traffic import Traffic
+from lit_eff.profiling.modelled import Traffic
 
 HISTORY_BYTES = 8  # an int64 token
 

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lit_eff.kernels.linear.plan import ROW_TILE, Plan
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_eff.kernels.norm.call import backward_programs, tile_of
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 
 @dataclass(frozen=True)

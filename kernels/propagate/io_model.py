@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lit_eff.kernels.linear.io_model import LinearShape, row_tiles, tile_reads
 from lit_eff.kernels.linear.plan import ROW_TILE, Plan
 from lit_eff.kernels.rope.call import block_heads
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lit_eff.kernels.rope.call import block_heads
-from lit_eff.kernels.traffic import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 
 @dataclass(frozen=True)

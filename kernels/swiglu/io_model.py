@@ -5,7 +5,7 @@ Tensor names are the kernels' pointer arguments without ``p_``.
 
 from __future__ import annotations
 
-from lit_eff.kernels.traffic import Traffic
+from lit_eff.profiling.modelled import Traffic
 
 
 def forward_traffic(rows: int, outputs: int, element_bytes: int = 2) -> Traffic:

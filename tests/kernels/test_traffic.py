@@ -15,8 +15,8 @@ from lit_eff.kernels.attention import tiles as tile_table
 from lit_eff.kernels.attention import traffic_model
 from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.kernels.attention.traffic import count_forward
-from lit_eff.kernels.traffic import Traffic
 from lit_eff.profiling.counted import KernelCount, count_traffic
+from lit_eff.profiling.modelled import Traffic
 from tests.kernels.cases import CASES, Case
 
 # All else that adds requests: sinks, slopes, a seed, windows without causality, one id all along a row.

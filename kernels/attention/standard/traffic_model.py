@@ -12,7 +12,7 @@ from math import ceil
 
 from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.kernels.attention.standard.tiles import product_tiles, softmax_tiles
-from lit_eff.kernels.traffic import Traffic
+from lit_eff.profiling.modelled import Traffic
 
 
 def standard_traffic(shape: AttentionShape) -> dict[str, Traffic]:

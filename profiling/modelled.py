@@ -1,0 +1,51 @@
+"""Bytes by formula: what a kernel's I/O model says that a launch requests of HBM.
+
+The formulas themselves stand beside the kernels (``kernels/*/io_model.py``), as pure arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lit_eff.profiling.launch import Launch
+
+STATISTIC_BYTES = 4  # a float32 or int32
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes requested of HBM by one launch, by tensor.
+
+    ``atomics`` are read-modify-writes, each counted once. ``sectors`` are the bytes of the distinct 32-byte
+    sectors read, the least that a cold cache leaves to DRAM; None where the model does not say.
+    """
+
+    reads: dict[str, int] = field(default_factory=dict)
+    writes: dict[str, int] = field(default_factory=dict)
+    atomics: dict[str, int] = field(default_factory=dict)
+    sectors: int | None = None
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(self.reads.values())
+
+    @property
+    def written_bytes(self) -> int:
+        return sum(self.writes.values())
+
+    @property
+    def atomic_bytes(self) -> int:
+        return sum(self.atomics.values())
+
+    @property
+    def total(self) -> int:
+        return self.read_bytes + self.written_bytes + self.atomic_bytes
+
+
+@dataclass(frozen=True)
+class ModelledLaunch:
+    """A launch with what its I/O model says of it; ``flops`` are those of the result, not of the tiles."""
+
+    launch: Launch
+    traffic: Traffic
+    flops: int = 0

@@ -1,0 +1,92 @@
+"""Builds traffic records from launches: counted in the interpreter, modelled, compiled; merged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lit_eff.profiling.compiled import compile_launch
+from lit_eff.profiling.counted import KernelCount, count_traffic
+from lit_eff.profiling.devices import Device
+from lit_eff.profiling.modelled import ModelledLaunch, Traffic
+from lit_eff.profiling.traffic import UNITS, KernelTraffic, Number
+
+Numbers = dict[str, tuple[Number, ...]]
+Shape = dict[str, int | float | str | bool]
+
+COUNTED = (
+    "read_bytes",
+    "written_bytes",
+    "atomic_bytes",
+    "read_sector_bytes",
+    "written_sector_bytes",
+    "masked_lanes",
+)
+INTERPRETER = "Triton interpreter"
+
+
+def modelled_numbers(traffic: Traffic, flops: int, formula: str = "I/O model") -> Numbers:
+    """What a launch's I/O model says of it."""
+    values = {
+        "read_bytes": traffic.read_bytes,
+        "written_bytes": traffic.written_bytes,
+        "atomic_bytes": traffic.atomic_bytes,
+        "read_sector_bytes": traffic.sectors,
+        "flops": flops or None,
+    }
+    return {
+        name: (Number(value, "modelled", formula),) for name, value in values.items() if value is not None
+    }
+
+
+def counted_numbers(count: KernelCount) -> Numbers:
+    """What the interpreter counted of a launch."""
+    return {name: (Number(getattr(count, name), "counted", INTERPRETER),) for name in COUNTED}
+
+
+def compiled_numbers(modelled: ModelledLaunch, device: Device) -> Numbers:
+    """What a launch takes of an SM of ``device``, found by compiling it for that device; runs nothing."""
+    resources = compile_launch(modelled.launch, device.capability)
+    detail = f"compiled for {device.name}"
+    values = {
+        "shared_memory_bytes": resources.shared_memory_bytes,
+        "registers_per_thread": resources.registers_per_thread,
+        "spill_bytes": resources.spill_store_bytes,
+    }
+    return {name: (Number(value, "counted", detail),) for name, value in values.items()}
+
+
+def count_launches(launches: Sequence[ModelledLaunch], shape: Shape) -> list[KernelTraffic]:
+    """Run ``launches`` in the interpreter and give a record each, counted beside modelled.
+
+    Raises: UserError: outside the interpreter (``TRITON_INTERPRET=1``).
+    """
+    with count_traffic() as counts:
+        for each in launches:
+            each.launch.run()
+    return [
+        KernelTraffic(
+            count.kernel, shape, merge(counted_numbers(count), modelled_numbers(each.traffic, each.flops))
+        )
+        for count, each in zip(counts, launches, strict=True)
+    ]
+
+
+def merge(*sources: Mapping[str, tuple[Number, ...]]) -> Numbers:
+    """All numbers of all sources, quantity by quantity, in the order of :data:`UNITS`."""
+    found: Numbers = {}
+    for name in UNITS:
+        numbers = tuple(number for source in sources for number in source.get(name, ()))
+        if numbers:
+            found[name] = numbers
+    return found
+
+
+def complete(record: KernelTraffic, reasons: Mapping[str, str]) -> KernelTraffic:
+    """The record with ``unavailable`` and its reason for each quantity of ``reasons`` that it lacks."""
+    missing = {
+        name: (Number(None, "unavailable", reason),)
+        for name, reason in reasons.items()
+        if name not in record.numbers
+    }
+    return replace(record, numbers=merge(record.numbers, missing))

@@ -1,0 +1,92 @@
+"""The result of one ``lit-eff profile``: what every page, plot and comparison is made from.
+
+Kept as ``profile.json`` in the run folder. Reading refuses a file of a newer version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_eff.errors import UserError
+from lit_eff.files import atomic_path
+from lit_eff.profiling.traffic import KernelTraffic
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table of plain values, with what it shows in a sentence. Every number's source is in a column."""
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """``environment`` names machine, GPU, driver and versions; ``notes`` what was turned off, and why."""
+
+    name: str
+    environment: Mapping[str, str]
+    records: tuple[KernelTraffic, ...] = ()
+    tables: tuple[ReportTable, ...] = ()
+    notes: tuple[str, ...] = ()
+    version: int = field(default=VERSION)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProfileReport:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            UserError: if a newer lit_eff wrote it.
+        """
+        if values["version"] > VERSION:
+            raise UserError(
+                f"profile report of version {values['version']}; this lit_eff reads {VERSION}: update lit_eff"
+            )
+        tables = tuple(
+            ReportTable(
+                **{**table, "columns": tuple(table["columns"]), "rows": tuple(map(tuple, table["rows"]))}
+            )
+            for table in values["tables"]
+        )
+        records = tuple(KernelTraffic.from_dict(record) for record in values["records"])
+        return cls(
+            values["name"],
+            dict(values["environment"]),
+            records,
+            tables,
+            tuple(values["notes"]),
+            values["version"],
+        )
+
+    def save(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+
+
+def load_report(path: Path) -> ProfileReport:
+    """Read a ``profile.json``, or that of a run folder.
+
+    Raises:
+        UserError: if there is none, or it is none.
+    """
+    file = path / "profile.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"no profile report at {file}; expected a run folder of lit-eff profile or its profile.json"
+        )
+    try:
+        return ProfileReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no profile report: {type(error).__name__}: {error}") from error
