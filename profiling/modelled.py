@@ -23,7 +23,7 @@ class Traffic:
     reads: dict[str, int] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
     atomics: dict[str, int] = field(default_factory=dict)
-    sectors: int | None = None
+    sectors: int | None = field(default=None, kw_only=True)
 
     @property
     def read_bytes(self) -> int:

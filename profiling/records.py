@@ -9,10 +9,9 @@ from lit_eff.profiling.compiled import compile_launch
 from lit_eff.profiling.counted import KernelCount, count_traffic
 from lit_eff.profiling.devices import Device
 from lit_eff.profiling.modelled import ModelledLaunch, Traffic
-from lit_eff.profiling.traffic import UNITS, KernelTraffic, Number
+from lit_eff.profiling.traffic import UNITS, KernelTraffic, Number, Shape
 
 Numbers = dict[str, tuple[Number, ...]]
-Shape = dict[str, int | float | str | bool]
 
 COUNTED = (
     "read_bytes",

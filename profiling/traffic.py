@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+Shape = Mapping[str, int | float | str | bool]
 Source = Literal["measured", "counted", "modelled", "unavailable"]
 
 # Quantities a record may hold, with their units. Requested bytes are what the kernel's loads and stores ask
@@ -76,7 +77,7 @@ class KernelTraffic:
     """
 
     kernel: str
-    shape: dict[str, int | float | str | bool]
+    shape: Shape
     numbers: dict[str, tuple[Number, ...]] = field(default_factory=dict)
     baseline: KernelTraffic | None = None
     parts: tuple[KernelTraffic, ...] = ()

@@ -22,7 +22,7 @@ from lit_eff.kernels.attention.tiles import forward_tiles
 from lit_eff.kernels.attention.traffic_model import forward_traffic
 from lit_eff.kernels.device import TRITON_INSTALLED
 from lit_eff.profiling.modelled import Traffic
-from lit_eff.profiling.traffic import KernelTraffic, Number
+from lit_eff.profiling.traffic import KernelTraffic, Number, Shape
 
 ELEMENT_BYTES = {"float16": 2, "float32": 4}
 COUNTED = (
@@ -98,12 +98,10 @@ def count_forward(
     shape = AttentionShape(
         batch, queries, keys, heads, kv_heads, head_dim, ELEMENT_BYTES[dtype], causal, window
     )
-    description: dict[str, int | str | bool] = {
-        key: value for key, value in request.items() if value is not None
-    }
+    description: Shape = {key: value for key, value in request.items() if value is not None}
     baseline = _standard(description, shape, counts)
     tiles = forward_tiles(head_dim, shape.element_bytes, capability)
-    description = description | {"block_m": tiles.block_m, "block_n": tiles.block_n}
+    description = {**description, "block_m": tiles.block_m, "block_n": tiles.block_n}
     modelled = forward_traffic(shape, tiles)
     numbers = _numbers(counts[FORWARD], modelled, "traffic_model.forward_traffic")
     numbers["flops"] = (Number(forward_flops(shape), "modelled", "4 D a visible query-key pair"),)
@@ -120,9 +118,7 @@ def _numbers(counts: Counts, modelled: Traffic, formula: str) -> dict[str, tuple
     return numbers
 
 
-def _standard(
-    description: dict[str, int | str | bool], shape: AttentionShape, counts: dict[str, Counts]
-) -> KernelTraffic:
+def _standard(description: Shape, shape: AttentionShape, counts: dict[str, Counts]) -> KernelTraffic:
     """Standard attention: each of its kernels, and their sums beside the paper's formula."""
     models = standard_traffic(shape)
     detail = "standard.traffic_model"
