@@ -1,8 +1,8 @@
 """Which module works on what: module calls kept as a stack, and joined to the backward pass by autograd.
 
 Autograd numbers every node it makes. An operator that runs within a module's call in the forward pass marks
-the node just made as that module's; one that runs in the backward pass belongs to the module of the node under
-evaluation. So operators outside all modules (losses), and modules whose inputs need no gradient, are told
+the node just made as that module's; in the backward pass it belongs to the module of the node being
+evaluated. So operators outside all modules (losses), and modules whose inputs need no gradient, are told
 apart too, which hooks on gradients cannot do.
 """
 
@@ -60,9 +60,10 @@ class ModuleScopes:
 
     def __enter__(self) -> ModuleScopes:
         for path, module in _outside_compiled(self._root):
-            for parameter in module.parameters(recurse=False):
+            compiled = module._compiled_call_impl is not None
+            for parameter in module.parameters(recurse=compiled):
                 self._module_of_parameter[id(parameter)] = path
-            if module._compiled_call_impl is not None:
+            if compiled:
                 self._follow_compiled(path, module)
                 continue
             leave = partial(self._leave, path)
