@@ -6,7 +6,7 @@ together, shared out by time.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +18,7 @@ from lit_eff.profiling.torch_trace import TorchTrace, Work
 from lit_eff.profiling.traffic import Number
 
 K = TypeVar("K")
+Row = tuple[str | int | float | None, ...]
 OUTSIDE = "(outside modules)"
 
 
@@ -67,15 +68,11 @@ def module_table(trace: TorchTrace, costs: StepCosts, most: int) -> ReportTable:
     steps = len(trace.steps) or 1
     seconds = _sums(_within_steps(trace), lambda work: work.scope)
     moved: dict[Scope, Total] = {}
-    for key, total in costs.totals.items():
-        one = moved.setdefault(Scope(key.module, key.phase), Total(""))
-        one.calls += total.calls
-        one.read_bytes += total.read_bytes
-        one.written_bytes += total.written_bytes
-        one.flops += total.flops
+    for key, each in costs.totals.items():
+        moved.setdefault(Scope(key.module, key.phase), Total("")).add(each)
     whole = sum(seconds.values()) or 1.0
     places = sorted(seconds.keys() | moved.keys(), key=lambda scope: -seconds.get(scope, 0.0))
-    rows = []
+    rows: list[Row] = []
     for scope in places[:most]:
         time = seconds.get(scope, 0.0) / steps
         total, counted = moved.get(scope), costs.steps_counted or 1
@@ -85,8 +82,8 @@ def module_table(trace: TorchTrace, costs: StepCosts, most: int) -> ReportTable:
                 scope.phase,
                 1e3 * time,
                 time * steps / whole,
-                total and total.moved_bytes / counted / 1e6,
-                total and total.flops / counted / 1e9,
+                total.moved_bytes / counted / 1e6 if total else None,
+                total.flops / counted / 1e9 if total else None,
                 total.moved_bytes / counted / time / 1e9 if total and time else None,
                 _share(costs.energy, time / whole),
                 _energy_source(costs.energy),
@@ -117,10 +114,9 @@ def kernel_table(trace: TorchTrace, most: int) -> ReportTable:
     """A row a kernel (or operator) and the module it works for most, the ``most`` that took longest."""
     steps = len(trace.steps) or 1
     works = list(_within_steps(trace))
-    seconds, calls = _sums(works, lambda work: work.name), defaultdict(int)
+    seconds, calls = _sums(works, lambda work: work.name), Counter(work.name for work in works)
     places: dict[str, dict[Scope, float]] = defaultdict(lambda: defaultdict(float))
     for work in works:
-        calls[work.name] += 1
         places[work.name][work.scope] += work.seconds
     whole = sum(seconds.values()) or 1.0
     longest = sorted(seconds, key=lambda name: -seconds[name])[:most]

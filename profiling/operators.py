@@ -72,6 +72,12 @@ class Total:
     written_bytes: int = 0
     flops: int = 0
 
+    def add(self, other: Total) -> None:
+        self.calls += other.calls
+        self.read_bytes += other.read_bytes
+        self.written_bytes += other.written_bytes
+        self.flops += other.flops
+
     @property
     def moved_bytes(self) -> int:
         return self.read_bytes + self.written_bytes
@@ -119,13 +125,9 @@ class CountOperators(TorchDispatchMode):
             own = self._models.get(name)
             cost = (own or default_cost(function))(args, kwargs or {}, out)
             if any(cost):
-                total = self.totals.setdefault(
-                    Key(*scope, name), Total("I/O model" if own else "inputs once, outputs once")
-                )
-                total.calls += 1
-                total.read_bytes += cost.read_bytes
-                total.written_bytes += cost.written_bytes
-                total.flops += cost.flops
+                model = "I/O model" if own else "inputs once, outputs once"
+                total = self.totals.setdefault(Key(*scope, name), Total(model))
+                total.add(Total(model, 1, *cost))
         return out
 
 
