@@ -31,9 +31,9 @@ def flops_per_token(config: ModelConfig, context: int, exits: Sequence[int] | No
     """
     exit_layers = config.exit_layers
     asked = range(len(exit_layers)) if exits is None else sorted(set(exits))
-    layer = 2.0 * (_attention_weights(config) + _mlp_weights(config))
+    layer = 2.0 * (attention_weights(config) + mlp_weights(config))
     layer += 4.0 * config.heads * config.head_size * mean_visible_keys(config, context)
-    heads = sum(2.0 * _head_weights(config, exit_index) for exit_index in asked)
+    heads = sum(2.0 * head_weights(config, exit_index) for exit_index in asked)
     return exit_layers[asked[-1]] * layer + heads / (context if config.labels else 1)
 
 
@@ -46,20 +46,23 @@ def mean_visible_keys(config: ModelConfig, context: int) -> float:
     return (window * (window + 1) / 2 + (context - window) * window) / context
 
 
-def _attention_weights(config: ModelConfig) -> int:
+def attention_weights(config: ModelConfig) -> int:
+    """Elements of one layer's projections of attention."""
     width = (2 * config.heads + 2 * config.n_kv_heads) * config.head_size
     return config.model_dim * width
 
 
-def _mlp_weights(config: ModelConfig) -> int:
+def mlp_weights(config: ModelConfig) -> int:
+    """Elements of one layer's MLP."""
     return (3 if config.mlp == "swiglu" else 2) * config.model_dim * config.mlp_size
 
 
-def _head_weights(config: ModelConfig, exit_index: int) -> int:
+def head_weights(config: ModelConfig, exit_index: int) -> int:
+    """Elements that the head of an exit reads: output matrix, transform and MLP block where it has them."""
     weights = config.model_dim * (config.labels or config.vocab_size)
     if config.pooler if config.labels else config.head_transform:
         weights += config.model_dim**2
     intermediate = exit_index < len(config.exit_layers) - 1
     if intermediate and config.exits.head == "mlp":
-        weights += _mlp_weights(config)
+        weights += mlp_weights(config)
     return weights
