@@ -1,8 +1,8 @@
 """Bytes and joules that leaving early saves, exit by exit: pure arithmetic over one token of one sequence.
 
 A token that leaves at an exit has read the weights and the cache of the layers up to there, the head of that
-exit, and whatever the exits on the way were asked with: with a measure of logits, an output matrix each. Reading
-it at each check is the cost to beat (Schuster et al. 2022, CALM: on two of its tasks it ate the savings).
+exit, and whatever the exits on the way were asked with: an output matrix each, if by their logits. This is the
+cost to beat (Schuster et al. 2022, CALM: on two of its tasks it ate the savings).
 
 What the skipped layers still owe the cache depends on the KV policy (:mod:`lit_eff.runtime.segments`):
 
@@ -185,7 +185,7 @@ def exits_table(
         UserError: as :func:`exit_bytes` and :func:`expected_bytes`.
     """
     costs, whole = exit_bytes(model, checks, context), full_bytes(model, context)
-    rows = [
+    rows: list[tuple[str | float | None, ...]] = [
         (
             f"layer {cost.layers}",
             shares[index] if shares is not None else None,
@@ -208,9 +208,9 @@ def exits_table(
     return ReportTable(
         "What leaving early saves",
         f"A token at a context of {context:,}, KV policy {checks.policy}, {sum(checks.asked)} exits asked, "
-        f"each by reading {how}. Bytes are modelled, against {whole / 1e6:,.4g} MB of the whole model without "
-        f"exits. Joules are bytes times joules a byte ({where}). An exit pays from the break-even share of "
-        "tokens on.",
+        f"each by reading {how}. Bytes are modelled, against {whole / 1e6:,.4g} MB of the whole model "
+        f"without exits. Joules are bytes times joules a byte ({where}). An exit pays from the break-even "
+        "share of tokens on.",
         (
             "leaves at",
             "share of tokens",
