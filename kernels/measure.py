@@ -1,0 +1,130 @@
+"""Measures catalogued operations on this machine's GPU: bytes by ncu, time by CUDA events.
+
+``python -m lit_eff.kernels.measure --out FOLDER [operation ...]`` prints a line for every launch at its
+typical size, bounds and measurement side by side, and writes the records to ``FOLDER/measured.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lit_eff.errors import UserError
+from lit_eff.files import atomic_path
+from lit_eff.kernels.catalogue import FOLDERS, get_operation
+from lit_eff.kernels.worker import Request, command, environment, in_fresh_process, request
+from lit_eff.profiling.bracket import bracket
+from lit_eff.profiling.devices import get_device
+from lit_eff.profiling.measured import METRICS, MeasuredKernel, NoCountersError, measure_command
+from lit_eff.profiling.records import complete, merge
+from lit_eff.profiling.traffic import KernelTraffic
+
+COUNTERS = tuple(name for name in METRICS if name != "seconds")  # ncu's time is that of a replay
+
+
+def measure_operations(requests: Sequence[Request]) -> list[list[KernelTraffic]]:
+    """A record a launch of each request: modelled numbers, seconds by events, counters by ncu.
+
+    Without counters (no ncu, or no permission) each record says ``unavailable`` and why, and has the rest.
+
+    Raises:
+        UserError: if the launches fail, or ncu did not see them one by one.
+    """
+    timed = in_fresh_process("time", requests)
+    try:
+        kernels = measure_command(
+            command("run", requests), metrics=COUNTERS, from_start=False, env=environment("run")
+        )
+    except NoCountersError as error:
+        reasons = dict.fromkeys(COUNTERS, str(error))
+        return [[complete(record, reasons) for record in records] for records in timed]
+    return attach(timed, kernels)
+
+
+def attach(
+    records: Sequence[Sequence[KernelTraffic]], kernels: Sequence[MeasuredKernel]
+) -> list[list[KernelTraffic]]:
+    """The records with the counters of their launches, matched one by one in order; other kernels are left.
+
+    Raises:
+        UserError: if the kernels are not those of the records, in their order.
+    """
+    expected = [record.kernel for each in records for record in each]
+    own = [kernel for kernel in kernels if kernel.kernel in expected]
+    if [kernel.kernel for kernel in own] != expected:
+        seen = [kernel.kernel for kernel in kernels]
+        raise UserError(f"ncu saw kernels {seen}, expected {expected}; measure the operations one by one")
+    remaining = iter(own)
+    return [
+        [replace(record, numbers=merge(record.numbers, next(remaining).numbers)) for record in each]
+        for each in records
+    ]
+
+
+def show(records: Sequence[KernelTraffic]) -> str:
+    """A line a launch: the bounds of its DRAM reads, what was measured, and where that sits."""
+    lines = []
+    for record in records:
+        found = bracket(record)
+        seconds = record.get("seconds", "measured")
+        time = f"{seconds * 1e6:9.1f} us" if seconds is not None else "no time"
+        if found is None:
+            reason = next((each.detail for each in record.numbers.get("dram_read_bytes", ())), "no bounds")
+            read, least = (record.get(name, "modelled") for name in ("read_bytes", "read_sector_bytes"))
+            lines.append(
+                f"{record.kernel:36} {time}  sectors {least}, DRAM read "
+                f"{record.get('dram_read_bytes', 'measured')}, requested {read}: {reason}"
+            )
+            continue
+        verdict = "holds" if found.holds else "FAILS"
+        lines.append(
+            f"{record.kernel:36} {time}  {found.least:>14,} <= {found.measured:>14,} <= {found.most:>14,} B  "
+            f"{verdict}: {found.sentence}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m lit_eff.kernels.measure", description=__doc__)
+    parser.add_argument("operations", nargs="*", metavar="operation", help="of the catalogue; all if none")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        raise UserError("no NVIDIA GPU that CUDA can use; run on a machine with one")
+    device = get_device(torch.cuda.get_device_name()).name
+    requests = [request(name, get_operation(name).typical, device) for name in options.operations or FOLDERS]
+    measured, failures = _measure_each(requests)
+    for name, records in measured.items():
+        print(f"\n{name} {dict(records[0].shape)}\n{show(records)}")
+    for name, failure in failures.items():
+        print(f"\n{name} failed: {failure}")
+    with atomic_path(options.out / "measured.json") as file:
+        values = {name: [record.to_dict() for record in records] for name, records in measured.items()}
+        file.write_text(json.dumps({"device": device, "records": values, "failures": failures}, indent=1))
+    return 1 if failures else 0
+
+
+def _measure_each(requests: Sequence[Request]) -> tuple[dict[str, list[KernelTraffic]], dict[str, str]]:
+    """Records by operation, and why those that failed did. One that fails ends the process of all."""
+    names = [each.operation for each in requests]
+    try:
+        return dict(zip(names, measure_operations(requests), strict=True)), {}
+    except UserError as error:
+        if len(requests) == 1:
+            return {}, {names[0]: str(error)}
+    measured: dict[str, list[KernelTraffic]] = {}
+    failures: dict[str, str] = {}
+    for each in requests:
+        found, failed = _measure_each([each])
+        measured.update(found)
+        failures.update(failed)
+    return measured, failures
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
