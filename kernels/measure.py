@@ -20,9 +20,10 @@ from lit_eff.kernels.catalogue import FOLDERS, get_operation
 from lit_eff.kernels.worker import Request, command, environment, in_fresh_process, request
 from lit_eff.profiling.bracket import bracket
 from lit_eff.profiling.devices import get_device
-from lit_eff.profiling.measured import METRICS, MeasuredKernel, NoCountersError, measure_command
+from lit_eff.profiling.measured import METRICS, MeasuredKernel, measure_command
 from lit_eff.profiling.records import complete, merge
 from lit_eff.profiling.traffic import KernelTraffic
+from lit_eff.profiling.unavailable import UnavailableError
 
 COUNTERS = tuple(name for name in METRICS if name != "seconds")  # ncu's time is that of a replay
 
@@ -40,7 +41,7 @@ def measure_operations(requests: Sequence[Request]) -> list[list[KernelTraffic]]
         kernels = measure_command(
             command("run", requests), metrics=COUNTERS, from_start=False, env=environment("run")
         )
-    except NoCountersError as error:
+    except UnavailableError as error:
         reasons = dict.fromkeys(COUNTERS, str(error))
         return [[complete(record, reasons) for record in records] for records in timed]
     return attach(timed, kernels)

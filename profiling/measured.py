@@ -20,9 +20,11 @@ from pathlib import Path
 from lit_eff.errors import UserError
 from lit_eff.profiling.ncu_csv import ProfiledLaunch, parse_launches
 from lit_eff.profiling.traffic import Number
+from lit_eff.profiling.unavailable import UnavailableError
 
 PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute/*")
 DRIVER_PARAMETERS = Path("/proc/driver/nvidia/params")
+ALLOW_COUNTERS = "load the nvidia module with NVreg_RestrictProfilingToAdminUsers=0"
 WAVEFRONT_BYTES = 128  # the most that shared memory serves in one pass: 32 banks of 4 bytes
 LSU = "; at most 128 bytes a wavefront; TMA and wgmma bypass this counter"
 SHARED = "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_"
@@ -53,18 +55,6 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-class NoCountersError(UserError):
-    """Hardware counters could not be read. ``reason`` says why, ``remedy`` what to do."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(f"{reason}; {remedy}")
-        self.reason, self.remedy = reason, remedy
-
-    def number(self) -> Number:
-        """What a record says instead of a measured value."""
-        return Number(None, "unavailable", str(self))
-
-
 @dataclass(frozen=True)
 class MeasuredKernel:
     """One launch as ncu saw it. ``ranges`` are the open NVTX ranges, outermost first.
@@ -93,7 +83,7 @@ def find_ncu() -> str:
     """The path of ncu: on PATH, or where CUDA and Nsight Compute install it (the newest).
 
     Raises:
-        NoCountersError: if there is none.
+        UnavailableError: if there is none.
     """
     found = shutil.which("ncu")
     if found is not None:
@@ -103,7 +93,7 @@ def find_ncu() -> str:
         for folder in folders:
             if os.access(folder / "ncu", os.X_OK):
                 return str(folder / "ncu")
-    raise NoCountersError(
+    raise UnavailableError(
         "ncu is neither on PATH nor in /usr/local/cuda/bin or /opt/nvidia/nsight-compute",
         "install NVIDIA Nsight Compute",
     )
@@ -162,7 +152,7 @@ def measure_command(
         timeout: seconds that it may take.
 
     Raises:
-        NoCountersError: without ncu, a GPU or the permission to read counters, or if no kernel was profiled.
+        UnavailableError: without ncu, a GPU or the permission to read counters, or if no kernel was profiled.
         UserError: if the command fails or takes too long.
     """
     ncu = find_ncu()
@@ -204,7 +194,7 @@ REFUSALS = (
     (
         "ERR_NVGPUCTRPERM",
         "the driver gives hardware counters to administrators only (ERR_NVGPUCTRPERM)",
-        "run as root, or load the nvidia module with NVreg_RestrictProfilingToAdminUsers=0",
+        f"run as root, or {ALLOW_COUNTERS}",
     ),
     (
         "LibraryNotLoaded",
@@ -230,18 +220,18 @@ def _explain(output: str, program: str, returncode: int) -> UserError:
     everything = output + program
     for sign, reason, remedy in REFUSALS:
         if sign in everything:
-            return NoCountersError(reason, remedy)
+            return UnavailableError(reason, remedy)
     if any(sign in everything for sign in NO_GPU):
-        return NoCountersError("this machine has no NVIDIA GPU that CUDA can use", "run on one that has")
+        return UnavailableError("this machine has no NVIDIA GPU that CUDA can use", "run on one that has")
     if "The application returned an error code" in everything:
         return UserError(f"the command failed under ncu: {_last_line(program)}; see that it runs without ncu")
     errors = [line for line in everything.splitlines() if line.startswith("==ERROR==")]
     if returncode == 0 and not errors:
-        return NoCountersError(
+        return UnavailableError(
             "ncu saw no kernel to profile", "check that the command launches one inside the profiled range"
         )
     reason = errors[0].removeprefix("==ERROR==").strip() if errors else _last_line(program)
-    return NoCountersError(f"ncu failed: {reason}", "see its manual")
+    return UnavailableError(f"ncu failed: {reason}", "see its manual")
 
 
 def _last_line(text: str) -> str:

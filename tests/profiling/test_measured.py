@@ -9,8 +9,9 @@ import pytest
 
 from lit_eff.errors import UserError
 from lit_eff.profiling import measured
-from lit_eff.profiling.measured import NoCountersError, counters_need_root, find_ncu, measure_command
+from lit_eff.profiling.measured import counters_need_root, find_ncu, measure_command
 from lit_eff.profiling.ncu_csv import parse_launches
+from lit_eff.profiling.unavailable import UnavailableError
 from tests.profiling.ncu_output import COPY, REFUSED, arguments, fake_ncu, page, stack
 
 
@@ -107,7 +108,7 @@ def test_only_the_metrics_asked_for_are_collected(ncu: Path) -> None:
 )
 def test_a_refusal_is_one_line_with_a_remedy(ncu: Path, log: str, stderr: str, code: int, says: str) -> None:
     fake_ncu(ncu, log, stderr=stderr, code=code)
-    with pytest.raises(NoCountersError, match=says) as caught:
+    with pytest.raises(UnavailableError, match=says) as caught:
         measure_command(["train"])
     message = str(caught.value)
     assert "\n" not in message
@@ -121,7 +122,7 @@ def test_a_command_that_fails_is_no_refusal(ncu: Path) -> None:
     fake_ncu(ncu, log + page(("copy_kernel", "", COPY)), stderr="ValueError: no such data\n", code=1)
     with pytest.raises(UserError, match="ValueError: no such data") as caught:
         measure_command(["train"])
-    assert not isinstance(caught.value, NoCountersError)
+    assert not isinstance(caught.value, UnavailableError)
 
 
 def test_ncu_is_also_found_where_nsight_compute_installs_it(
@@ -129,7 +130,7 @@ def test_ncu_is_also_found_where_nsight_compute_installs_it(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(measured, "PLACES", (str(tmp_path / "*"),))
-    with pytest.raises(NoCountersError, match="install NVIDIA Nsight Compute"):
+    with pytest.raises(UnavailableError, match="install NVIDIA Nsight Compute"):
         find_ncu()
     for version in ("2024.1.0", "2025.3.1"):
         (tmp_path / version).mkdir()

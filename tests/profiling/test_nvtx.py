@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_eff.profiling.measured import measure_command
 from lit_eff.profiling.nvtx import ModuleRanges, Owner, owner
+from lit_eff.profiling.unavailable import UnavailableError
 
 
 class Branches(nn.Module):
@@ -106,3 +110,35 @@ def test_owner_of_nested_backward_ranges_is_the_innermost() -> None:
     ranges = ("step 12", "backward blocks.1", "backward blocks.1.mlp")
     assert owner(ranges) == Owner(12, "backward", "blocks.1.mlp")
     assert owner(()) == Owner(None, None, None)
+
+
+PROGRAM = """
+import torch
+from torch import nn
+from lit_eff.profiling.measured import measure_command
+from lit_eff.profiling.nvtx import ModuleRanges
+model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).cuda()
+x = torch.randn(1024, 256, device="cuda")
+with ModuleRanges(model) as ranges:
+    for index in range(3):
+        with ranges.step(index):
+            model(x).sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.gpu
+def test_ncu_attributes_kernels_to_step_module_and_phase() -> None:
+    try:
+        kernels = measure_command(
+            [sys.executable, "-c", PROGRAM], metrics=["dram_read_bytes"], nvtx_include="regex:step [12]/"
+        )
+    except UnavailableError as refusal:
+        pytest.skip(str(refusal))
+    found = {owner(kernel.ranges) for kernel in kernels}
+    assert {each.step for each in found} == {1, 2}
+    for step in (1, 2):
+        for module in ("0", "1", "2"):
+            assert Owner(step, "forward", module) in found
+            assert Owner(step, "backward", module) in found
+    assert all(kernel.values["dram_read_bytes"] >= 0 for kernel in kernels)
