@@ -1,4 +1,7 @@
-"""``lit-eff profile``: where bytes and time go, counted, modelled and measured, in TensorBoard and files."""
+"""``lit-eff profile``: where bytes and time go, counted, modelled and measured, in TensorBoard and files.
+
+``--plan`` estimates hours, energy, carbon and cost of a training run (``--plan --help``).
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,10 @@ class Job:
 def main(argv: list[str]) -> int:
     """Run the recipe's parts, show what they found, and write it all into a run folder."""
     parser = _parser()
+    if "--plan" in argv:
+        from lit_eff.cli.profile_plan import plan
+
+        return plan(argv)
     if "--help" in argv or "-h" in argv:
         parser.print_help()
         return 0
@@ -68,7 +75,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="lit-eff profile",
         description=__doc__,
-        usage="%(prog)s --config RECIPE [--json] [profile.parts=[attention,training] ...]",
+        usage="%(prog)s --config RECIPE [--json] [profile.parts=[attention,training] ...]\n"
+        "       %(prog)s --plan --parameters 7e9 --tokens 1e12 [--gpus 1024] [--json]",
         epilog="group=choice and a.b=1 change the recipe.",
     )
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's path or name")

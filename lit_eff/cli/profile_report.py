@@ -26,8 +26,7 @@ def show(found: Findings, console: Console) -> None:
     if counted:
         show_counts(counted, console)
     for table in found.tables:
-        console.print(rich_table(table))
-        console.print(table.caption, highlight=False, soft_wrap=True)
+        print_table(table, console)
     for note in found.notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
 
@@ -66,21 +65,28 @@ def show_counts(records: Sequence[KernelTraffic], console: Console) -> None:
             console.print(f"{record.baseline.kernel} asks for {record.baseline_ratio:.1f}x", highlight=False)
 
 
-def rich_table(table: ReportTable) -> Table:
-    """Without columns that hold nothing."""
-    kept = [i for i in range(len(table.columns)) if any(row[i] is not None for row in table.rows)]
+def print_table(table: ReportTable, console: Console) -> None:
+    """Without columns that hold nothing; what all rows share is said beneath, with the caption."""
+    values = list(zip(*table.rows, strict=True))
+    shared = [i for i, column in enumerate(values) if i and len(table.rows) > 2 and len(set(column)) == 1]
     shown = Table(title=table.title)
+    kept = [i for i in range(len(table.columns)) if i not in shared]
     for i in kept:
-        numeric = any(isinstance(row[i], int | float) for row in table.rows)
-        shown.add_column(table.columns[i], justify="right" if numeric else "left")
+        numeric = any(isinstance(value, int | float) for value in values[i])
+        shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*(_text(row[i]) for i in kept))
-    return shown
+    console.print(shown)
+    common = [f"{table.columns[i]} {_text(values[i][0])}" for i in shared if values[i][0] is not None]
+    about = f"{table.caption} All rows: {', '.join(common)}." if common else table.caption
+    console.print(about, highlight=False, soft_wrap=True, markup=False)
 
 
 def _text(value: str | int | float | None) -> str:
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
     return value if isinstance(value, str) else f"{value:,}"
 
 
