@@ -1,8 +1,8 @@
 """A process that counts, models, compiles, times or runs catalogued operations.
 
 Triton chooses between its interpreter and a GPU on import, and a profiler watches a process from its start.
-``python -m lit_eff.kernels.worker count|model|compile|time|run REQUESTS`` prints a JSON list of records for each
-request.
+``python -m lit_eff.kernels.worker count|model|compile|time|run REQUESTS`` prints a JSON list of records for
+each request.
 """
 
 from __future__ import annotations
