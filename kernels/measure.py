@@ -7,6 +7,7 @@ typical size, bounds and measurement side by side, and writes the records to ``F
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,45 +18,68 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.kernels.catalogue import FOLDERS, get_operation
-from lit_eff.kernels.worker import Request, command, environment, in_fresh_process, request
+from lit_eff.kernels.worker import Request, command, environment, in_fresh_process, records, request
 from lit_eff.profiling.bracket import bracket
 from lit_eff.profiling.devices import get_device
 from lit_eff.profiling.measured import METRICS, MeasuredKernel, measure_command
-from lit_eff.profiling.records import complete, merge
+from lit_eff.profiling.records import merge
 from lit_eff.profiling.traffic import KernelTraffic
 from lit_eff.profiling.unavailable import UnavailableError
 
 COUNTERS = tuple(name for name in METRICS if name != "seconds")  # ncu's time is that of a replay
+NO_GPU = UnavailableError("no NVIDIA GPU that CUDA can use", "measure on a machine with one")
 
 
 def measure_operations(requests: Sequence[Request]) -> list[list[KernelTraffic]]:
-    """A record a launch of each request: modelled numbers, seconds by events, counters by ncu.
+    """A record a launch of each request, measured beside modelled; see :func:`add_measurements`."""
+    return add_measurements([records("model", each) for each in requests], requests)
 
-    Without counters (no ncu, or no permission) each record says ``unavailable`` and why, and has the rest.
+
+def add_measurements(
+    known: Sequence[Sequence[KernelTraffic]], requests: Sequence[Request]
+) -> list[list[KernelTraffic]]:
+    """The records of ``requests``, with seconds by CUDA events and counters by ncu for each launch.
+
+    What cannot be measured here (no GPU, no ncu, no permission) is ``unavailable`` and says why.
 
     Raises:
         UserError: if the launches fail, or ncu did not see them one by one.
     """
-    timed = in_fresh_process("time", requests)
+    if not torch.cuda.is_available():
+        return _without(known, ("seconds", *COUNTERS), NO_GPU)
+    timed = [
+        [
+            replace(record, numbers=merge(record.numbers, time.numbers))
+            for record, time in zip(*each, strict=True)
+        ]
+        for each in zip(known, in_fresh_process("time", requests), strict=True)
+    ]
     try:
         kernels = measure_command(
             command("run", requests), metrics=COUNTERS, from_start=False, env=environment("run")
         )
-    except UnavailableError as error:
-        reasons = dict.fromkeys(COUNTERS, str(error))
-        return [[complete(record, reasons) for record in records] for records in timed]
+    except UnavailableError as refusal:
+        return _without(timed, COUNTERS, refusal)
     return attach(timed, kernels)
 
 
+def _without(
+    known: Sequence[Sequence[KernelTraffic]], quantities: Sequence[str], refusal: UnavailableError
+) -> list[list[KernelTraffic]]:
+    """The records, with the reason for what could not be measured beside what others say of it."""
+    reasons = {quantity: (refusal.number(),) for quantity in quantities}
+    return [[replace(record, numbers=merge(record.numbers, reasons)) for record in each] for each in known]
+
+
 def attach(
-    records: Sequence[Sequence[KernelTraffic]], kernels: Sequence[MeasuredKernel]
+    known: Sequence[Sequence[KernelTraffic]], kernels: Sequence[MeasuredKernel]
 ) -> list[list[KernelTraffic]]:
     """The records with the counters of their launches, matched one by one in order; other kernels are left.
 
     Raises:
         UserError: if the kernels are not those of the records, in their order.
     """
-    expected = [record.kernel for each in records for record in each]
+    expected = [record.kernel for each in known for record in each]
     own = [kernel for kernel in kernels if kernel.kernel in expected]
     if [kernel.kernel for kernel in own] != expected:
         seen = [kernel.kernel for kernel in kernels]
@@ -63,30 +87,25 @@ def attach(
     remaining = iter(own)
     return [
         [replace(record, numbers=merge(record.numbers, next(remaining).numbers)) for record in each]
-        for each in records
+        for each in known
     ]
 
 
-def show(records: Sequence[KernelTraffic]) -> str:
+def show(measured: Sequence[KernelTraffic]) -> str:
     """A line a launch: the bounds of its DRAM reads, what was measured, and where that sits."""
     lines = []
-    for record in records:
-        found = bracket(record)
-        seconds = record.get("seconds", "measured")
+    for record in measured:
+        seconds, found = record.get("seconds", "measured"), bracket(record)
         time = f"{seconds * 1e6:9.1f} us" if seconds is not None else "no time"
         if found is None:
-            reason = next((each.detail for each in record.numbers.get("dram_read_bytes", ())), "no bounds")
-            read, least = (record.get(name, "modelled") for name in ("read_bytes", "read_sector_bytes"))
-            lines.append(
-                f"{record.kernel:36} {time}  sectors {least}, DRAM read "
-                f"{record.get('dram_read_bytes', 'measured')}, requested {read}: {reason}"
+            reasons = [each.detail for each in record.numbers["dram_read_bytes"] if each.value is None]
+            verdict = reasons[0] if reasons else "its model does not tell the sectors that it reads"
+        else:
+            verdict = (
+                f"{found.least:>14,} <= {found.measured:>14,} <= {found.most:>14,} B  "
+                f"{'holds' if found.holds else 'FAILS'}: {found.sentence}"
             )
-            continue
-        verdict = "holds" if found.holds else "FAILS"
-        lines.append(
-            f"{record.kernel:36} {time}  {found.least:>14,} <= {found.measured:>14,} <= {found.most:>14,} B  "
-            f"{verdict}: {found.sentence}"
-        )
+        lines.append(f"{record.kernel:36} {time}  {verdict}")
     return "\n".join(lines)
 
 
@@ -96,16 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        raise UserError("no NVIDIA GPU that CUDA can use; run on a machine with one")
+        print(NO_GPU, file=sys.stderr)
+        return 2
     device = get_device(torch.cuda.get_device_name()).name
     requests = [request(name, get_operation(name).typical, device) for name in options.operations or FOLDERS]
     measured, failures = _measure_each(requests)
-    for name, records in measured.items():
-        print(f"\n{name} {dict(records[0].shape)}\n{show(records)}")
+    for name, found in measured.items():
+        print(f"\n{name} {dict(found[0].shape)}\n{show(found)}")
     for name, failure in failures.items():
         print(f"\n{name} failed: {failure}")
     with atomic_path(options.out / "measured.json") as file:
-        values = {name: [record.to_dict() for record in records] for name, records in measured.items()}
+        values = {name: [record.to_dict() for record in found] for name, found in measured.items()}
         file.write_text(json.dumps({"device": device, "records": values, "failures": failures}, indent=1))
     return 1 if failures else 0
 

@@ -1,7 +1,8 @@
-"""A process that counts, compiles, times or runs catalogued operations.
+"""A process that counts, models, compiles, times or runs catalogued operations.
 
 Triton chooses between its interpreter and a GPU on import, and a profiler watches a process from its start.
-``python -m lit_eff.kernels.worker count|compile|time|run REQUESTS`` prints a JSON list of records a request.
+``python -m lit_eff.kernels.worker count|model|compile|time|run REQUESTS`` prints a JSON list of records for
+each request.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from lit_eff.kernels.catalogue import get_operation
 from lit_eff.kernels.timing import time_launches
 from lit_eff.profiling.devices import get_device
 from lit_eff.profiling.modelled import ModelledLaunch
-from lit_eff.profiling.records import compiled_numbers, count_launches, modelled_numbers
+from lit_eff.profiling.records import Numbers, compiled_numbers, count_launches, modelled_numbers
 from lit_eff.profiling.traffic import KernelTraffic
 
-Work = Literal["count", "compile", "time", "run"]
-PLACES = {"count": "cpu", "compile": "meta", "time": "cuda", "run": "cuda"}
+Work = Literal["count", "model", "compile", "time", "run"]
 
 
 class Request(NamedTuple):
@@ -42,25 +42,30 @@ def request(operation: str, case: Any, device: str) -> Request:
 
 
 def records(work: Work, asked: Request) -> list[KernelTraffic]:
-    """A record a launch, made in this process."""
+    """A record a launch, made in this process: counted beside modelled, modelled, compiled or timed.
+
+    To run gives records without numbers: those are a profiler's, which watches the process.
+    """
     operation, device = get_operation(asked.operation), get_device(asked.device)
     case = operation.case(**asked.case)
 
-    def build() -> list[ModelledLaunch]:
+    def build(place: str) -> list[ModelledLaunch]:
         torch.manual_seed(0)
-        return operation.launches(case, torch.device(PLACES[work]), device.capability)
+        return operation.launches(case, torch.device(place), device.capability)
 
     if work == "count":
-        return count_launches(build(), asked.case)
-    launches = build()
-    numbers = [modelled_numbers(each.traffic, each.flops) for each in launches]
-    if work == "compile":
+        return count_launches(build("cpu"), asked.case)
+    launches = build("meta")
+    numbers: list[Numbers] = [{} for _ in launches]
+    if work == "model":
+        numbers = [modelled_numbers(each.traffic, each.flops) for each in launches]
+    elif work == "compile":
         numbers = [compiled_numbers(each, device) for each in launches]
     elif work == "time":
-        seconds = time_launches(lambda: [each.launch for each in build()])
-        numbers = [{**each, "seconds": (number,)} for each, number in zip(numbers, seconds, strict=True)]
+        seconds = time_launches(lambda: [each.launch for each in build("cuda")])
+        numbers = [{"seconds": (number,)} for number in seconds]
     else:
-        _run(build)
+        _run(lambda: build("cuda"))
     return [
         KernelTraffic(each.launch.name, asked.case, found)
         for each, found in zip(launches, numbers, strict=True)

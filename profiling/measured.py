@@ -113,7 +113,7 @@ def ncu_command(
     argv: Sequence[str],
     log: Path,
     metrics: Sequence[str] = tuple(METRICS),
-    nvtx_include: str | None = None,
+    nvtx_include: Sequence[str] = (),
     from_start: bool = True,
 ) -> list[str]:
     """``argv`` under ncu, whose messages and table go to ``log``; see :func:`measure_command`."""
@@ -124,8 +124,8 @@ def ncu_command(
     command += ["--nvtx", "--nvtx-push-pop-scope", "process"]
     command += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log)]
     command += ["--metrics", ",".join(names)]
-    if nvtx_include is not None:
-        command += ["--nvtx-include", nvtx_include]
+    for expression in nvtx_include:
+        command += ["--nvtx-include", expression]
     if not from_start:
         command += ["--profile-from-start", "off"]
     return [*command, *argv]
@@ -135,7 +135,7 @@ def measure_command(
     argv: Sequence[str],
     *,
     metrics: Sequence[str] = tuple(METRICS),
-    nvtx_include: str | None = None,
+    nvtx_include: Sequence[str] = (),
     from_start: bool = True,
     env: Mapping[str, str] | None = None,
     timeout: float = 600,
@@ -145,8 +145,8 @@ def measure_command(
     Args:
         argv: the command, its program on PATH or by path.
         metrics: quantities of :data:`METRICS`; fewer need fewer passes over each kernel.
-        nvtx_include: profile only the launches inside ranges that match ncu's expression, such as
-            ``"regex:step [34]/"``; None for all.
+        nvtx_include: profile only the launches inside ranges that match one of these expressions of ncu's,
+            such as ``"step 3/"``; none for all.
         from_start: False if the command itself calls ``torch.cuda.profiler.start`` and ``stop``.
         env: its environment, this process's if None.
         timeout: seconds that it may take.

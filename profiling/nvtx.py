@@ -15,6 +15,9 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from lit_eff.profiling.measured import MeasuredKernel
+from lit_eff.profiling.report import ReportTable
+
 STEP, BACKWARD = "step ", "backward "
 
 
@@ -37,6 +40,34 @@ def owner(ranges: Sequence[str]) -> Owner:
     if innermost.startswith(BACKWARD):
         return Owner(step, "backward", innermost.removeprefix(BACKWARD))
     return Owner(step, "forward", innermost)
+
+
+def owners_table(kernels: Sequence[MeasuredKernel]) -> ReportTable:
+    """What ncu measured, summed over the kernels of each step, phase and module, in order of first launch."""
+    quantities = ("dram_read_bytes", "dram_written_bytes", "l2_bytes")
+    groups: dict[Owner, list[MeasuredKernel]] = {}
+    for kernel in kernels:
+        groups.setdefault(owner(kernel.ranges), []).append(kernel)
+    rows = tuple(
+        (
+            *each,
+            len(own),
+            *(
+                sum(kernel.values[quantity] for kernel in own)
+                if all(quantity in kernel.values for kernel in own)
+                else None
+                for quantity in quantities
+            ),
+            "measured: ncu, cold caches",
+        )
+        for each, own in groups.items()
+    )
+    return ReportTable(
+        "Measured traffic by step, phase and module",
+        "Each kernel runs alone and from cold caches, so what one leaves in L2 for the next is read again.",
+        ("step", "phase", "module", "kernels", "DRAM read, B", "DRAM written, B", "L2, B", "source"),
+        rows,
+    )
 
 
 class ModuleRanges:

@@ -11,11 +11,11 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.kernels import measure
 from lit_eff.kernels.catalogue import FOLDERS, get_operation
-from lit_eff.kernels.measure import attach, measure_operations, show
+from lit_eff.kernels.measure import add_measurements, attach, measure_operations, show
 from lit_eff.kernels.worker import Request, Work, request
 from lit_eff.profiling.bracket import bracket
+from lit_eff.profiling.devices import get_device
 from lit_eff.profiling.measured import METRICS, MeasuredKernel
-from lit_eff.profiling.records import modelled_numbers
 from lit_eff.profiling.traffic import KernelTraffic, Number
 from tests.profiling.ncu_output import COPY, REFUSED, arguments, fake_ncu, page
 
@@ -25,25 +25,17 @@ FORWARD, BACKWARD = "swiglu_forward_kernel", "swiglu_backward_kernel"
 
 
 def timed(work: Work, requests: list[Request]) -> list[list[KernelTraffic]]:
-    """What the worker's process says on a GPU, but for its times."""
+    """What the worker's process says on a GPU."""
     assert work == "time"
-    launches = SWIGLU.launches(SWIGLU.typical, torch.device("meta"), 90)
     seconds = {"seconds": (Number(1e-4, "measured", "CUDA events"),)}
-    return [
-        [
-            KernelTraffic(
-                each.launch.name, asked.case, {**modelled_numbers(each.traffic, each.flops), **seconds}
-            )
-            for each in launches
-        ]
-        for asked in requests
-    ]
+    return [[KernelTraffic(name, asked.case, seconds) for name in (FORWARD, BACKWARD)] for asked in requests]
 
 
 @pytest.fixture
 def ncu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder first on PATH, for a fake ncu; times need no GPU."""
+    """A folder first on PATH, for a fake ncu; times come from no GPU."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(measure, "in_fresh_process", timed)
     return tmp_path
 
@@ -78,11 +70,21 @@ def test_without_permission_the_rest_is_delivered(ncu: Path) -> None:
     assert "run as root" in show([forward])
 
 
+def test_without_a_gpu_everything_known_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    counted = KernelTraffic(FORWARD, {}, {"shared_memory_bytes": (Number(0, "counted"),)})
+    ((record,),) = add_measurements([[counted]], [TYPICAL])
+    assert record.numbers["shared_memory_bytes"][0] == Number(0, "counted")
+    for quantity in METRICS:
+        assert record.numbers[quantity][-1].source == "unavailable"
+        assert "no NVIDIA GPU that CUDA can use; measure on" in record.numbers[quantity][-1].detail
+
+
 def test_other_kernels_than_expected_are_an_error() -> None:
-    records = timed("time", [TYPICAL])
+    known = timed("time", [TYPICAL])
     kernels = [MeasuredKernel(name, (), {}) for name in (BACKWARD, FORWARD)]
     with pytest.raises(UserError, match="one by one"):
-        attach(records, kernels)
+        attach(known, kernels)
 
 
 def test_the_table_tells_the_bounds() -> None:
@@ -106,11 +108,15 @@ def test_every_operations_dram_reads_lie_between_the_bounds() -> None:
     """Distinct sectors <= DRAM read <= requested, for every launch that has a model of its sectors."""
     device = torch.cuda.get_device_name()
     requests = [request(name, get_operation(name).typical, device) for name in FOLDERS]
-    for records in measure_operations(requests):
-        for record in records:
+    for measured in measure_operations(requests):
+        for record in measured:
             assert set(METRICS) <= set(record.numbers), record.numbers
             if record.numbers["dram_read_bytes"][0].source == "unavailable":
                 pytest.skip(record.numbers["dram_read_bytes"][0].detail)
             found = bracket(record)
             assert found is not None, (record.kernel, record.shape)
             assert found.holds, (record.kernel, record.shape, found)
+            seconds = record.get("seconds", "measured")
+            assert seconds is not None
+            bandwidth = get_device(device).hbm_bandwidth
+            assert found.measured / seconds < 1.05 * bandwidth, (record.kernel, record.shape, seconds)
