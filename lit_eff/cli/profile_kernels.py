@@ -2,40 +2,115 @@
 
 from __future__ import annotations
 
-from lit_eff.bench.progress import progress
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
 from lit_eff.cli.profile import Job
+from lit_eff.errors import UserError
 from lit_eff.kernels.catalogue import FOLDERS, Operation, get_operation
-from lit_eff.kernels.worker import in_fresh_process, request
-from lit_eff.profiling.report import Findings
+from lit_eff.kernels.measure import add_measurements
+from lit_eff.kernels.worker import in_fresh_process, records, request
+from lit_eff.profiling.bracket import bracket
+from lit_eff.profiling.records import COUNTED, complete, merge
+from lit_eff.profiling.report import Findings, ReportTable
 from lit_eff.profiling.traffic import KernelTraffic
 
-NO_INTERPRETER = "Gluon kernels do not run in Triton's interpreter"
-NO_GPU = "no NVIDIA GPU here: lit-eff doctor tells what this machine has"
+LARGE = "counted at small sizes only: the interpreter would take hours at this one"
+GLUON = "Gluon kernels do not run in Triton's interpreter"
 
 
 def kernels(job: Job) -> Findings:
-    """Small cases counted beside their I/O models; sizes of real use modelled, compiled and measured."""
-    settings, device = job.profile.kernels, job.device.name
+    """Small cases counted beside their I/O models; a size of real use modelled, compiled and measured."""
+    settings, found = job.profile.kernels, Findings()
     operations = [get_operation(name) for name in settings.operations or FOLDERS]
-    found = Findings()
-    with progress("kernels", 2 + (job.gpu is not None)) as advance:
-        advance("counting loads and stores in the interpreter")
-        small = [
-            request(operation.name, case, device)
-            for operation in operations
-            if not operation.gluon
-            for case in operation.small[: settings.cases]
-        ]
-        for records in in_fresh_process("count", small):
-            found.records += records
-        advance("compiling for " + device)
-        typical = [request(operation.name, operation.typical, device) for operation in operations]
-        compiled = in_fresh_process("compile", typical)
-    for operation, records in zip(operations, compiled, strict=True):
-        found.records += [with_reasons(record, operation) for record in records]
+    small = [
+        request(operation.name, case, job.device.name)
+        for operation in operations
+        if not operation.gluon
+        for case in operation.small[: settings.cases]
+    ]
+    with job.console.status("Counting loads and stores in Triton's interpreter"):
+        try:
+            found.records += chain.from_iterable(in_fresh_process("count", small))
+        except UserError as error:
+            found.notes.append(f"counted traffic unavailable: {error}")
+    large = _at_typical_sizes(operations, job, found)
+    found.records += large
+    found.tables.append(resource_table(large))
+    if any(bracket(record) for record in large):
+        found.tables.append(bracket_table(large))
     return found
 
 
-def with_reasons(record: KernelTraffic, operation: Operation) -> KernelTraffic:
-    """What a record of real use lacks, and why."""
-    return record
+def _at_typical_sizes(operations: Sequence[Operation], job: Job, found: Findings) -> list[KernelTraffic]:
+    """A record a launch; each quantity that is missing says why. Where an operation fails, a note does."""
+    requests = [request(each.name, each.typical, job.device.name) for each in operations]
+    with job.console.status(f"Compiling for {job.device.name}"):
+        try:
+            compiled = in_fresh_process("compile", requests)
+        except UserError as error:
+            found.notes.append(f"SRAM, registers and occupancy unavailable: {error}")
+            compiled = [[] for _ in requests]
+    done: list[KernelTraffic] = []
+    for operation, asked, resources in zip(operations, requests, compiled, strict=True):
+        known = records("model", asked)
+        if resources:
+            known = [
+                replace(one, numbers=merge(one.numbers, other.numbers))
+                for one, other in zip(known, resources, strict=True)
+            ]
+        if job.profile.measure:
+            with job.console.status(f"Measuring {operation.name}"):
+                try:
+                    (known,) = add_measurements([known], [asked])
+                except UserError as error:
+                    found.notes.append(f"{operation.name} is not measured: {error}")
+        reason = GLUON if operation.gluon else LARGE
+        done += [complete(record, dict.fromkeys(COUNTED, reason)) for record in known]
+    return done
+
+
+def resource_table(records: Sequence[KernelTraffic]) -> ReportTable:
+    """What each launch takes of an SM."""
+    quantities = (
+        "shared_memory_bytes",
+        "registers_per_thread",
+        "spill_bytes",
+        "programs_per_sm",
+        "occupancy",
+    )
+    rows = []
+    for record in records:
+        numbers = [record.numbers.get(name, ()) for name in quantities]
+        rows.append((record.kernel, *(each[0].value if each else None for each in numbers)))
+    return ReportTable(
+        "SRAM, registers and occupancy",
+        "At sizes of real use, compiled without running (source: counted by the compiler).",
+        ("kernel", "SRAM, B", "registers", "spills, B", "programs an SM", "occupancy"),
+        tuple(rows),
+    )
+
+
+def bracket_table(records: Sequence[KernelTraffic]) -> ReportTable:
+    """Requested bytes, what DRAM moved, and where that sits between its bounds."""
+    rows = []
+    for record in records:
+        held = bracket(record)
+        rows.append(
+            (
+                record.kernel,
+                record.get("read_sector_bytes", "modelled"),
+                record.get("dram_read_bytes", "measured"),
+                record.get("read_bytes", "modelled"),
+                None if held is None else "holds" if held.holds else "FAILS",
+                None if held is None else held.sentence,
+            )
+        )
+    return ReportTable(
+        "HBM reads between their bounds",
+        "Bytes: distinct sectors (modelled) <= DRAM read (measured by ncu, caches cold) <= requested "
+        "(modelled); tolerance 2% on either side and 256 KiB above.",
+        ("kernel", "sectors", "DRAM read", "requested", "bracket", "where it sits"),
+        tuple(rows),
+    )
