@@ -8,6 +8,7 @@ from lit_eff.cli.lightning import lightning_cli
 from lit_eff.cli.profile import Job
 from lit_eff.errors import UserError
 from lit_eff.profiling.report import Findings
+from lit_eff.training.callbacks import Profile
 
 
 def training(job: Job) -> Findings:
@@ -27,7 +28,7 @@ def training(job: Job) -> Findings:
     trainer = {
         **trainer,
         "logger": logger,
-        "max_steps": settings.warmup_steps + settings.steps + 1,
+        "max_steps": settings.warmup_steps + settings.steps + 2,  # the profiler's own first, one counted
         "limit_val_batches": 0,
         "val_check_interval": None,
         "enable_checkpointing": False,
@@ -35,10 +36,11 @@ def training(job: Job) -> Findings:
         "callbacks": [
             {"class_path": "lit_eff.training.callbacks.RunProgress"},
             {
-                "class_path": "lit_eff.training.callbacks.TraceSteps",
-                "init_args": {"start": settings.warmup_steps, "steps": settings.steps},
+                "class_path": "lit_eff.training.callbacks.Profile",
+                "init_args": {"start": settings.warmup_steps, "steps": settings.steps, "count": True},
             },
         ],
     }
-    lightning_cli(replace(job.recipe, values={**values, "trainer": trainer}), ["fit"])
-    return Findings()
+    cli = lightning_cli(replace(job.recipe, values={**values, "trainer": trainer}), ["fit"])
+    (recorded,) = (each for each in cli.trainer.callbacks if isinstance(each, Profile))
+    return Findings(tables=recorded.tables, notes=recorded.notes, timeline=recorded.timeline)

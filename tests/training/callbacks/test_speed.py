@@ -1,23 +1,20 @@
-"""Tokens per second, utilisation with the exits counted, and the trace of a few steps."""
+"""Tokens per second, and utilisation with the exits counted."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_eff.errors import UserError
 from lit_eff.models.config import ExitConfig
 from lit_eff.profiling.devices import get_device
 from lit_eff.training import Curriculum, ExitLoss, LitLanguageModel
-from lit_eff.training.callbacks import Throughput, TraceSteps
+from lit_eff.training.callbacks import Throughput
 from lit_eff.training.callbacks import peak as peak_module
 from lit_eff.training.callbacks.peak import peak_flops
 from lit_eff.training.callbacks.throughput import training_flops
@@ -120,74 +117,3 @@ def test_peaks_come_from_the_device_table(monkeypatch: pytest.MonkeyPatch) -> No
     missing = peak_flops(cuda, "bf16-mixed")
     assert missing.flops is None
     assert "Unheard-of 9000" in missing.reason
-
-
-# --- trace -------------------------------------------------------------------------------------------------
-
-
-class Seen(Callback):
-    def __init__(self, trace: TraceSteps) -> None:
-        self.trace = trace
-        self.written_at: int | None = None
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self.trace.path is not None and self.written_at is None:
-            self.written_at = trainer.global_step
-
-
-def test_trace_of_the_steps_asked_for(tmp_path: Path, text: Path) -> None:
-    trace = TraceSteps(start=2, steps=2, rows=5)
-    seen = Seen(trace)
-    trainer = make_trainer(
-        tmp_path, trace, seen, max_steps=8, accumulate_grad_batches=2, val_check_interval=16
-    )
-    trainer.fit(make_module(), datamodule=make_data(text))
-    assert trace.path is not None
-    assert trace.path.parent == Path(str(trainer.log_dir))
-    assert trace.path.name.endswith(".pt.trace.json.gz")
-    assert seen.written_at == 2 + 1 + 2  # start, the profiler's own warm-up, the two steps
-    with gzip.open(trace.path, "rt", encoding="utf-8") as file:
-        events = json.load(file)["traceEvents"]
-    names = [event.get("name", "") for event in events]
-    assert len({name for name in names if name.startswith("ProfilerStep#")}) == 2
-    assert sum(name == "autograd::engine::evaluate_function: MmBackward0" for name in names) > 0
-    # Two optimizer steps, not two batches: four backward passes.
-    assert sum(name.startswith("Optimizer.step#AdamW.step") for name in names) == 2
-
-    found = EventAccumulator(str(trainer.log_dir), {"tensors": 0}).Reload()
-    (table,) = found.Tensors("profile/top_operators/text_summary")
-    rows = table.tensor_proto.string_val[0].decode().splitlines()
-    assert len(rows) == 2 + 5
-    shares = [float(row.split("|")[4].strip(" %")) for row in rows[2:]]
-    assert shares == sorted(shares, reverse=True)
-    assert 0 < sum(shares) <= 100.1
-
-
-def test_a_validation_after_the_last_step_is_not_traced(tmp_path: Path, text: Path) -> None:
-    with_validation, without = TraceSteps(steps=1), TraceSteps(steps=1)
-    counts = []
-    for trace, interval in ((with_validation, 2), (without, 1000)):
-        trainer = make_trainer(tmp_path / str(interval), trace, max_steps=2, val_check_interval=interval)
-        trainer.fit(make_module(), datamodule=make_data(text))
-        assert trace.path is not None
-        with gzip.open(trace.path, "rt", encoding="utf-8") as file:
-            counts.append(
-                sum(event.get("name") == "aten::linear" for event in json.load(file)["traceEvents"])
-            )
-    assert counts[0] == counts[1] > 0
-
-
-def test_a_short_run_is_traced_all_the_same_and_a_large_trace_not_kept(
-    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trace = TraceSteps(start=100, steps=1, max_megabytes=0.001)
-    make_trainer(tmp_path, trace, max_steps=3).fit(make_module(), datamodule=make_data(text))
-    assert trace.path is not None
-    assert not trace.path.exists()
-    assert "over trace.max_megabytes 0.001" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"start": -1}, {"rows": 0}])
-def test_settings_out_of_range(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="trace:"):
-        TraceSteps(**settings)
