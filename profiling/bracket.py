@@ -99,8 +99,8 @@ def bracket_table(records: Sequence[KernelTraffic]) -> ReportTable:
     return ReportTable(
         "DRAM reads between their bounds",
         "Distinct 32-byte sectors read (modelled, else counted) <= DRAM read from cold caches (measured by "
-        f"ncu) <= bytes requested (counted, else modelled); {SHARE:.0%} of tolerance, and {BESIDE_BYTES // 1024} "
-        "KiB above for instructions, constants and page tables. Time is by CUDA events.",
+        f"ncu) <= bytes requested (counted, else modelled); {SHARE:.0%} of tolerance, and "
+        f"{BESIDE_BYTES // 1024} KiB above for instructions, constants and page tables. us by CUDA events.",
         ("kernel", "shape", "us", "sectors, B", "DRAM read, B", "requested, B", "holds", "where it sits"),
         tuple(rows),
     )
