@@ -19,10 +19,11 @@ from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
 from lit_eff.kernels.catalogue import FOLDERS, get_operation
 from lit_eff.kernels.worker import Request, command, environment, in_fresh_process, records, request
-from lit_eff.profiling.bracket import bracket
+from lit_eff.profiling.bracket import bracket_table
 from lit_eff.profiling.devices import get_device
 from lit_eff.profiling.measured import METRICS, MeasuredKernel, measure_command
 from lit_eff.profiling.records import merge
+from lit_eff.profiling.report import ReportTable
 from lit_eff.profiling.traffic import KernelTraffic
 from lit_eff.profiling.unavailable import UnavailableError
 
@@ -91,22 +92,18 @@ def attach(
     ]
 
 
-def show(measured: Sequence[KernelTraffic]) -> str:
-    """A line a launch: the bounds of its DRAM reads, what was measured, and where that sits."""
-    lines = []
-    for record in measured:
-        seconds, found = record.get("seconds", "measured"), bracket(record)
-        time = f"{seconds * 1e6:9.1f} us" if seconds is not None else "no time"
-        if found is None:
-            reasons = [each.detail for each in record.numbers["dram_read_bytes"] if each.value is None]
-            verdict = reasons[0] if reasons else "its model does not tell the sectors that it reads"
-        else:
-            verdict = (
-                f"{found.least:>14,} <= {found.measured:>14,} <= {found.most:>14,} B  "
-                f"{'holds' if found.holds else 'FAILS'}: {found.sentence}"
-            )
-        lines.append(f"{record.kernel:36} {time}  {verdict}")
-    return "\n".join(lines)
+def as_text(table: ReportTable) -> str:
+    """The table's columns set in plain text."""
+    lines = [list(table.columns), *([_cell(value) for value in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: str | int | float | None) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else value or ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,10 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = get_device(torch.cuda.get_device_name()).name
     requests = [request(name, get_operation(name).typical, device) for name in options.operations or FOLDERS]
     measured, failures = _measure_each(requests)
-    for name, found in measured.items():
-        print(f"\n{name} {dict(found[0].shape)}\n{show(found)}")
+    print(as_text(bracket_table([record for found in measured.values() for record in found])))
     for name, failure in failures.items():
-        print(f"\n{name} failed: {failure}")
+        print(f"{name} failed: {failure}")
     with atomic_path(options.out / "measured.json") as file:
         values = {name: [record.to_dict() for record in found] for name, found in measured.items()}
         file.write_text(json.dumps({"device": device, "records": values, "failures": failures}, indent=1))

@@ -6,8 +6,10 @@ more often than it is asked for. Where a measurement sits between the two tells 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lit_eff.profiling.report import ReportTable
 from lit_eff.profiling.traffic import KernelTraffic, Source
 
 # What a bound may be missed by. A share for what hardware does with the kernel's own data: DRAM is read in
@@ -74,6 +76,44 @@ def bracket(record: KernelTraffic) -> Bracket | None:
         return None
     most = read + (_first(record, "atomic_bytes", ("counted", "modelled")) or 0)
     return Bracket(least, int(measured), max(most, least))
+
+
+def bracket_table(records: Sequence[KernelTraffic]) -> ReportTable:
+    """A row a record: bounds and measurement, whether it holds, and where it sits, or why there is none."""
+    rows = []
+    for record in records:
+        found, seconds = bracket(record), record.get("seconds", "measured")
+        shape = ", ".join(f"{name} {value}" for name, value in record.shape.items())
+        figures: tuple[int | str | None, ...] = (None,) * 4
+        if found is not None:
+            figures = (found.least, found.measured, found.most, "yes" if found.holds else "NO")
+        rows.append(
+            (
+                record.kernel,
+                shape,
+                None if seconds is None else round(1e6 * seconds, 2),
+                *figures,
+                _missing(record) if found is None else found.sentence,
+            )
+        )
+    return ReportTable(
+        "DRAM reads between their bounds",
+        "Distinct 32-byte sectors read (modelled, else counted) <= DRAM read from cold caches (measured by "
+        f"ncu) <= bytes requested (counted, else modelled); {SHARE:.0%} of tolerance, and "
+        f"{BESIDE_BYTES // 1024} KiB above for instructions, constants and page tables. us by CUDA events.",
+        ("kernel", "shape", "us", "sectors, B", "DRAM read, B", "requested, B", "holds", "where it sits"),
+        tuple(rows),
+    )
+
+
+def _missing(record: KernelTraffic) -> str:
+    """Why a record has no bracket."""
+    for number in record.numbers.get("dram_read_bytes", ()):
+        if number.source == "unavailable":
+            return f"unavailable: {number.detail}"
+    if record.get("dram_read_bytes", "measured") is None:
+        return "unavailable: not measured"
+    return "unavailable: its model does not tell the sectors that it reads"
 
 
 def _first(record: KernelTraffic, quantity: str, sources: tuple[Source, ...]) -> int | None:

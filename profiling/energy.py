@@ -38,7 +38,7 @@ class EnergyMeter:
 
     Args:
         device: ``cuda`` for the boards of GPUs, summed; ``cpu`` for processor packages.
-        gpus: which of this process's GPUs; None for all.
+        gpus: which of this process's GPUs; None for all, those of its machine alone in a run over several.
         watts: what to assume where nothing measures: of all the GPUs (or of the CPU) together, at full load.
         utilisation: of ``watts``, the share to assume.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lit_eff.profiling.bracket import BESIDE_BYTES, Bracket, bracket
+from lit_eff.profiling.bracket import BESIDE_BYTES, Bracket, bracket, bracket_table
 from lit_eff.profiling.traffic import KernelTraffic, Number
 
 MB = 10**6
@@ -75,3 +76,31 @@ def test_no_bracket_without_all_three(missing: str) -> None:
     assert bracket(record(**values)) is not None
     del values[missing]
     assert bracket(record(**values)) is None
+
+
+def test_the_table_says_where_each_sits_or_why_it_is_not_told() -> None:
+    both = record(
+        dram_read_bytes=(MB, "measured"), read_sector_bytes=(MB, "modelled"), read_bytes=(3 * MB, "modelled")
+    )
+    timed = replace(both, shape={"rows": 2}, numbers={**both.numbers, "seconds": (Number(1e-5, "measured"),)})
+    refused = record(read_bytes=(1, "modelled"))
+    refusal = {"dram_read_bytes": (Number(None, "unavailable", "no ncu; install it"),)}
+    no_sectors = record(dram_read_bytes=(1, "measured"), read_bytes=(1, "modelled"))
+    table = bracket_table(
+        [timed, replace(refused, numbers={**refused.numbers, **refusal}), no_sectors, refused]
+    )
+    assert table.rows[0][1:] == (
+        "rows 2",
+        10.0,
+        MB,
+        MB,
+        3 * MB,
+        "yes",
+        "at the lower bound: caches served every re-read",
+    )
+    assert [row[2:-1] for row in table.rows[1:]] == [(None,) * 5] * 3
+    assert [row[-1] for row in table.rows[1:]] == [
+        "unavailable: no ncu; install it",
+        "unavailable: its model does not tell the sectors that it reads",
+        "unavailable: not measured",
+    ]
