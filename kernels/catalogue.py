@@ -19,6 +19,8 @@ from lit_eff.profiling.modelled import ModelledLaunch
 # Folder by operation; each has a module ``specimens`` whose ``OPERATIONS`` are imported only when asked for.
 FOLDERS = {
     "swiglu": "swiglu",
+    "norm": "norm",
+    "linear": "linear",
 }
 
 
