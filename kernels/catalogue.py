@@ -22,6 +22,8 @@ FOLDERS = {
     "attention": "attention",
     "attention_packed": "attention",
     "standard_attention": "attention.standard",
+    "norm": "norm",
+    "linear": "linear",
 }
 
 
