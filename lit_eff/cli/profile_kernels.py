@@ -11,7 +11,7 @@ from lit_eff.errors import UserError
 from lit_eff.kernels.catalogue import FOLDERS, Operation, get_operation
 from lit_eff.kernels.measure import add_measurements
 from lit_eff.kernels.worker import in_fresh_process, records, request
-from lit_eff.profiling.bracket import bracket
+from lit_eff.profiling.bracket import bracket, bracket_table
 from lit_eff.profiling.records import COUNTED, complete, merge
 from lit_eff.profiling.report import Findings, ReportTable
 from lit_eff.profiling.traffic import KernelTraffic
@@ -88,29 +88,5 @@ def resource_table(records: Sequence[KernelTraffic]) -> ReportTable:
         "SRAM, registers and occupancy",
         "At sizes of real use, compiled without running (source: counted by the compiler).",
         ("kernel", "SRAM, B", "registers", "spills, B", "programs an SM", "occupancy"),
-        tuple(rows),
-    )
-
-
-def bracket_table(records: Sequence[KernelTraffic]) -> ReportTable:
-    """Requested bytes, what DRAM moved, and where that sits between its bounds."""
-    rows = []
-    for record in records:
-        held = bracket(record)
-        rows.append(
-            (
-                record.kernel,
-                record.get("read_sector_bytes", "modelled"),
-                record.get("dram_read_bytes", "measured"),
-                record.get("read_bytes", "modelled"),
-                None if held is None else "holds" if held.holds else "FAILS",
-                None if held is None else held.sentence,
-            )
-        )
-    return ReportTable(
-        "HBM reads between their bounds",
-        "Bytes: distinct sectors (modelled) <= DRAM read (measured by ncu, caches cold) <= requested "
-        "(modelled); tolerance 2% on either side and 256 KiB above.",
-        ("kernel", "sectors", "DRAM read", "requested", "bracket", "where it sits"),
         tuple(rows),
     )

@@ -19,6 +19,8 @@ from lit_eff.profiling.timeline import Timeline
 from lit_eff.profiling.traffic import KernelTraffic
 from lit_eff.training.callbacks.artifacts import git_commit
 
+ROWS = 12  # of a table in the terminal; more on the page
+
 
 def show(found: Findings, console: Console) -> None:
     """The records as one table, every other table, and the notes."""
@@ -74,9 +76,11 @@ def print_table(table: ReportTable, console: Console) -> None:
     for i in kept:
         numeric = any(isinstance(value, int | float) for value in values[i])
         shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
-    for row in table.rows:
+    for row in table.rows[:ROWS]:
         shown.add_row(*(_text(row[i]) for i in kept))
     console.print(shown)
+    if len(table.rows) > ROWS:
+        console.print(f"... and {len(table.rows) - ROWS} more rows, which the page shows")
     common = [f"{table.columns[i]} {_text(values[i][0])}" for i in shared if values[i][0] is not None]
     about = f"{table.caption} All rows: {', '.join(common)}." if common else table.caption
     console.print(about, highlight=False, soft_wrap=True, markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from lit_eff.cli.lightning import lightning_cli
 from lit_eff.cli.profile import Job
@@ -42,5 +43,6 @@ def training(job: Job) -> Findings:
         ],
     }
     cli = lightning_cli(replace(job.recipe, values={**values, "trainer": trainer}), ["fit"])
-    (recorded,) = (each for each in cli.trainer.callbacks if isinstance(each, Profile))
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    (recorded,) = (each for each in callbacks if isinstance(each, Profile))
     return Findings(tables=recorded.tables, notes=recorded.notes, timeline=recorded.timeline)
