@@ -19,6 +19,11 @@ from lit_eff.profiling.modelled import ModelledLaunch
 # Folder by operation; each has a module ``specimens`` whose ``OPERATIONS`` are imported only when asked for.
 FOLDERS = {
     "swiglu": "swiglu",
+    "attention": "attention",
+    "attention_packed": "attention",
+    "standard_attention": "attention.standard",
+    "norm": "norm",
+    "linear": "linear",
 }
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lit_eff.errors import UserError
 
 SECTOR_SHIFT = 5  # 32-byte sectors, the unit of every HBM and L2 transfer on NVIDIA GPUs
+DEPENDENT_LAUNCH = ("gdc_wait", "gdc_launch_dependents")
 ELSEWHERE = "elsewhere"  # accesses outside every tensor argument
 
 
@@ -185,6 +186,7 @@ def count_traffic() -> Iterator[list[KernelCount]]:
     Raises: UserError: on leaving, if no interpreted kernel was launched; ``TRITON_INTERPRET=1`` must be set
         before the kernel's module is imported.
     """
+    from triton.language.extra import cuda
     from triton.runtime import interpreter
 
     counter = _Counter()
@@ -215,6 +217,8 @@ def count_traffic() -> Iterator[list[KernelCount]]:
         for name, wrap in WRAPPERS.items()
         if hasattr(builder, name)  # Triton 3.9 adds atomic loads, stores and polls
     ]
+    # Of dependent launches, which the interpreter lacks: it runs them one after the other anyway.
+    patches += [mock.patch.object(cuda, name, lambda **_: None) for name in DEPENDENT_LAUNCH]
     for patch in patches:
         patch.start()
     try:

@@ -29,7 +29,8 @@ class Device:
 
     ``torch_names`` are what ``torch.cuda.get_device_name`` prints for it; ``capability`` is 10 * major +
     minor. Memory sizes are bytes, ``hbm_bandwidth`` is bytes a second (the GDDR cards' memory stands under
-    the same name), peaks are FLOP a second. ``l2_bytes`` is the whole cache.
+    the same name), peaks are FLOP a second. ``l2_bytes`` is the whole cache; ``board_power_watts`` the most
+    that the board may draw (TDP or TGP).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Device:
     l2_bytes: int
     hbm_bytes: int
     hbm_bandwidth: float
+    board_power_watts: float
     peaks: dict[str, float]
     sources: tuple[str, ...]
 
@@ -84,6 +86,7 @@ DEVICES = (
         l2_bytes=40 * MIB,
         hbm_bytes=40 * GB,
         hbm_bandwidth=1555 * GB,
+        board_power_watts=400,
         peaks=A100_PEAKS,
         sources=(A100, TUNING),
         **AMPERE,
@@ -94,6 +97,7 @@ DEVICES = (
         l2_bytes=40 * MIB,
         hbm_bytes=80 * GB,
         hbm_bandwidth=2039 * GB,
+        board_power_watts=400,
         peaks=A100_PEAKS,
         sources=(A100, TUNING),
         **AMPERE,
@@ -104,6 +108,7 @@ DEVICES = (
         l2_bytes=40 * MIB,
         hbm_bytes=40 * GB,
         hbm_bandwidth=1555 * GB,
+        board_power_watts=250,
         peaks=A100_PEAKS,
         sources=(A100, TUNING),
         **AMPERE,
@@ -114,6 +119,7 @@ DEVICES = (
         l2_bytes=40 * MIB,
         hbm_bytes=80 * GB,
         hbm_bandwidth=1935 * GB,
+        board_power_watts=300,
         peaks=A100_PEAKS,
         sources=(A100, TUNING),
         **AMPERE,
@@ -125,6 +131,7 @@ DEVICES = (
         l2_bytes=50 * MIB,
         hbm_bytes=80 * GB,
         hbm_bandwidth=3350 * GB,
+        board_power_watts=700,
         peaks=H100_SXM_PEAKS,
         sources=(H100, TUNING),
         **HOPPER,
@@ -136,6 +143,7 @@ DEVICES = (
         l2_bytes=50 * MIB,
         hbm_bytes=80 * GB,
         hbm_bandwidth=2039 * GB,
+        board_power_watts=350,
         peaks=_peaks(756, 378, 51.2, 1513),
         sources=(H100, TUNING),
         **HOPPER,
@@ -147,8 +155,9 @@ DEVICES = (
         l2_bytes=50 * MIB,
         hbm_bytes=94 * GB,
         hbm_bandwidth=3938 * GB,
+        board_power_watts=400,
         peaks=NVL_PEAKS,
-        sources=(H100, "NVIDIA H100 NVL product brief (bandwidth)", TUNING),
+        sources=(H100, "NVIDIA H100 NVL product brief (bandwidth, power)", TUNING),
         **HOPPER,
     ),
     Device(
@@ -158,6 +167,7 @@ DEVICES = (
         l2_bytes=60 * MIB,
         hbm_bytes=141 * GB,
         hbm_bandwidth=4800 * GB,
+        board_power_watts=700,
         peaks=H100_SXM_PEAKS,
         sources=("NVIDIA H200 datasheet", "L2 and SMs as the CUDA runtime reports them", TUNING),
         **HOPPER,
@@ -169,6 +179,7 @@ DEVICES = (
         l2_bytes=60 * MIB,
         hbm_bytes=141 * GB,
         hbm_bandwidth=4800 * GB,
+        board_power_watts=600,
         peaks=NVL_PEAKS,
         sources=("NVIDIA H200 datasheet", "L2 and SMs as the CUDA runtime reports them", TUNING),
         **HOPPER,
@@ -180,6 +191,7 @@ DEVICES = (
         l2_bytes=48 * MIB,
         hbm_bytes=24 * GB,
         hbm_bandwidth=300 * GB,
+        board_power_watts=72,
         peaks=_peaks(121, 60, 30.3, 242.5),
         sources=("NVIDIA L4 datasheet (sparse figures halved)", ADA, TUNING),
         **LOVELACE,
@@ -191,6 +203,7 @@ DEVICES = (
         l2_bytes=72 * MIB,
         hbm_bytes=24 * GB,
         hbm_bandwidth=1008 * GB,
+        board_power_watts=450,
         peaks=_peaks(165.2, 82.6, 82.6, 330.3),
         sources=(ADA, TUNING),
         **LOVELACE,
@@ -205,6 +218,7 @@ DEVICES = (
         l2_bytes=126 * MIB,
         hbm_bytes=180 * GB,
         hbm_bandwidth=7700 * GB,
+        board_power_watts=1000,
         peaks=_peaks(2250, 1125, 75, 4500),
         sources=(
             "NVIDIA HGX B200 datasheet (a GPU's share; sparse figures halved)",

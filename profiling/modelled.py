@@ -5,11 +5,13 @@ The formulas themselves stand beside the kernels (``kernels/*/io_model.py``), as
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lit_eff.profiling.launch import Launch
 
 STATISTIC_BYTES = 4  # a float32 or int32
+SECTOR_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,22 @@ class ModelledLaunch:
     launch: Launch
     traffic: Traffic
     flops: int = 0
+
+
+def sector_bytes(ranges: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the distinct 32-byte sectors that the bytes [start, stop) of one tensor touch.
+
+    The tensor starts at a sector, as PyTorch allocates; ranges may overlap and come in any order.
+    """
+    sectors = end = 0
+    for start, stop in sorted(ranges):
+        first, last = max(start // SECTOR_BYTES, end), -(-stop // SECTOR_BYTES)
+        if start < stop and first < last:
+            sectors += last - first
+            end = last
+    return sectors * SECTOR_BYTES
+
+
+def whole_sectors(*sizes: int) -> int:
+    """Of tensors of these sizes in bytes, read whole."""
+    return sum(sector_bytes([(0, size)]) for size in sizes)

@@ -9,11 +9,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_eff.errors import UserError
 from lit_eff.files import atomic_path
+from lit_eff.profiling.timeline import Timeline
 from lit_eff.profiling.traffic import KernelTraffic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VERSION = 1
 
@@ -90,3 +94,14 @@ def load_report(path: Path) -> ProfileReport:
         return ProfileReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no profile report: {type(error).__name__}: {error}") from error
+
+
+@dataclass
+class Findings:
+    """What one part of a profile found; ``figures`` by name, as they are called on every page."""
+
+    records: list[KernelTraffic] = field(default_factory=list)
+    tables: list[ReportTable] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    timeline: Timeline | None = None

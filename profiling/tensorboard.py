@@ -40,12 +40,10 @@ def traffic_markdown(records: Sequence[KernelTraffic]) -> str:
         for each in with_baseline(record):
             for quantity, numbers in each.numbers.items():
                 lines += [_row(each.kernel, shape, quantity, number) for number in numbers]
-        if record.baseline is not None and record.baseline_ratio is not None:
+        if record.baseline is not None and record.compared is not None:
             ratio = f"{record.baseline_ratio:.2f}x"
             how = f"HBM bytes of {record.baseline.kernel} over this kernel's"
-            lines.append(
-                f"| {record.kernel} | {shape} | saving | {ratio} | {_ratio_source(record)} | {how} |"
-            )
+            lines.append(f"| {record.kernel} | {shape} | saving | {ratio} | {record.compared[2]} | {how} |")
     return "\n".join(lines)
 
 
@@ -58,15 +56,6 @@ def with_baseline(record: KernelTraffic) -> list[KernelTraffic]:
 def _row(kernel: str, shape: str, quantity: str, number: Number) -> str:
     value = "unavailable" if number.value is None else f"{number.value:,} {UNITS[quantity]}"
     return f"| {kernel} | {shape} | {quantity} | {value} | {number.source} | {number.detail} |"
-
-
-def _ratio_source(record: KernelTraffic) -> str:
-    """Of the ratio: one word where both sides come from the same, else the kernel's and the baseline's."""
-    assert record.best_hbm_bytes is not None
-    assert record.baseline is not None
-    assert record.baseline.best_hbm_bytes is not None
-    own, other = record.best_hbm_bytes[1], record.baseline.best_hbm_bytes[1]
-    return own if own == other else f"{own}, over {other}"
 
 
 def traffic_figure(records: Sequence[KernelTraffic]) -> Figure | None:

@@ -40,6 +40,10 @@ UNITS: Mapping[str, str] = {
 }
 
 
+BEST: tuple[Source, ...] = ("measured", "counted", "modelled")
+REQUESTED = ("read_bytes", "written_bytes")
+
+
 @dataclass(frozen=True)
 class Number:
     """A value (None if unavailable), its source, and by which tool or formula, or why there is none."""
@@ -78,7 +82,7 @@ class KernelTraffic:
 
     kernel: str
     shape: Shape
-    numbers: dict[str, tuple[Number, ...]] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[Number, ...]] = field(default_factory=dict)
     baseline: KernelTraffic | None = None
     parts: tuple[KernelTraffic, ...] = ()
     lines: tuple[LineTraffic, ...] = ()
@@ -96,33 +100,43 @@ class KernelTraffic:
         return None
 
     def hbm_bytes(self, source: Source) -> int | None:
-        """Bytes requested of HBM, reads, writes and atomics together, or None where ``source`` lacks one."""
-        read, written = self.get("read_bytes", source), self.get("written_bytes", source)
+        """Bytes requested of HBM, reads, writes and atomics together; measured: moved by DRAM, both ways.
+
+        None where ``source`` lacks one of them.
+        """
+        names = ("dram_read_bytes", "dram_written_bytes") if source == "measured" else REQUESTED
+        read, written = (self.get(name, source) for name in names)
         if read is None or written is None:
             return None
-        return int(read + written + (self.get("atomic_bytes", source) or 0))
+        atomics = 0 if source == "measured" else self.get("atomic_bytes", source) or 0
+        return int(read + written + atomics)
 
     @property
     def counted_equals_modelled(self) -> bool:
         """Whether reads, writes and atomics, as counted, are the formula's to the byte."""
-        both = [
-            (self.get(quantity, "counted"), self.get(quantity, "modelled"))
-            for quantity in ("read_bytes", "written_bytes")
-        ]
+        both = [(self.get(quantity, "counted"), self.get(quantity, "modelled")) for quantity in REQUESTED]
         atomics = (self.get("atomic_bytes", "counted") or 0, self.get("atomic_bytes", "modelled") or 0)
         return all(one is not None and one == other for one, other in (*both, atomics))
 
     @property
     def baseline_ratio(self) -> float | None:
-        """The baseline's HBM bytes over this kernel's (each counted where there is a count)."""
-        own, other = self.best_hbm_bytes, self.baseline.best_hbm_bytes if self.baseline else None
-        return other[0] / own[0] if own and other and own[0] else None
+        """The baseline's HBM bytes over this kernel's, as :attr:`compared`."""
+        return self.compared[1] / self.compared[0] if self.compared else None
+
+    @property
+    def compared(self) -> tuple[int, int, Source] | None:
+        """HBM bytes of this kernel and of its baseline, from the best source that knows both."""
+        for source in BEST:
+            own = self.hbm_bytes(source)
+            other = self.baseline.hbm_bytes(source) if self.baseline is not None else None
+            if own and other is not None:
+                return own, other, source
+        return None
 
     @property
     def best_hbm_bytes(self) -> tuple[int, Source] | None:
-        """HBM bytes and where they come from: counted rather than modelled, None where neither is known."""
-        sources: tuple[Source, ...] = ("counted", "modelled")
-        known = ((self.hbm_bytes(source), source) for source in sources)
+        """HBM bytes and where they come from: measured before counted before modelled; None if unknown."""
+        known = ((self.hbm_bytes(source), source) for source in BEST)
         return next(((value, source) for value, source in known if value is not None), None)
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from tests.cli.tiny import (
 )
 
 STEPS = 4
+FITTED = [name for name in packaged_recipes() if not name.startswith("profile_")]  # cli/test_profile.py
 CPU = ["trainer=cpu", "model.init_args.compile_blocks=false", "trainer.accumulate_grad_batches=1"]
 CHECKPOINT = f"trainer.callbacks.checkpoint.init_args.every_n_train_steps={STEPS}"
 
@@ -109,7 +110,7 @@ def typed(name: str, *words: str) -> LitEffCLI:
     return lightning_cli(recipe, given, run=False)
 
 
-@pytest.mark.parametrize("name", packaged_recipes())
+@pytest.mark.parametrize("name", FITTED)
 def test_a_recipe_types_at_full_size(name: str) -> None:
     cli = typed(name)
     config = cli.model.config
@@ -139,7 +140,7 @@ def test_the_first_line_says_what_a_recipe_is(name: str) -> None:
     assert "defaults:" in rest
 
 
-@pytest.mark.parametrize("name", packaged_recipes())
+@pytest.mark.parametrize("name", FITTED)
 def test_a_recipe_trains(name: str, workplace: Workplace) -> None:
     folder = workplace.run(name)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))

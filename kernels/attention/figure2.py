@@ -4,8 +4,8 @@ Dao et al. 2022, figure 2 left: GPT-2 medium's attention (N 1,024, d 64, 16 head
 paper printed GFLOP figures of 66.6 and 75.2 that do not fit this workload, whose matrix products alone are
 825 and 962 GFLOP; its bytes and its ratios of 9.2 (HBM) and 5.7 (time) are what is compared here.
 
-``python -m lit_eff.kernels.attention.figure2 NAME CASE`` runs one contender once, within an NVTX range, for
-a profiler that counts what it moves.
+``python -m lit_eff.kernels.attention.figure2 STEPS`` runs each step once for a profiler that counts what it
+moves, within an NVTX range of its number, and tells the profiler when to watch.
 
 Shapes: B batch, T query length (the paper's N), H heads, D head dim.
 """
@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +41,8 @@ from lit_eff.kernels.attention.traffic_model import (
     key_gradient_traffic,
     query_gradient_traffic,
 )
+from lit_eff.profiling.modelled import Traffic
 
-RANGE = "figure2"  # of NVTX, around the step that counts
-TOKENS = 64 * 1024  # of the paper's case; long sequences keep batch x T^2 within memory instead
 # The paper's own figures, of an A100: (GB of HBM traffic, milliseconds).
 PAPER = {"standard": (40.3, 41.7), "flash": (4.4, 7.3)}
 PAPER_RATIOS = {"hbm": 9.2, "time": 5.7}
@@ -88,30 +88,41 @@ def standard(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.
     return weights_BHTT @ v_BHTD
 
 
-def _flash(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
+def flash(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.0) -> Tensor:
+    """Ours, on views of its own layout."""
     from lit_eff.kernels.attention import attention
 
-    out_BTHD = attention(*(x.transpose(1, 2) for x in (q_BHTD, k_BHTD, v_BHTD)))
+    q_BTHD, k_BTHD, v_BTHD = (x.transpose(1, 2) for x in (q_BHTD, k_BHTD, v_BHTD))
+    out_BTHD = attention(q_BTHD, k_BTHD, v_BTHD, dropout_p=dropout, seed=0 if dropout else None)
     assert isinstance(out_BTHD, Tensor)
     return out_BTHD.transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An implementation over (B, H, T, D); ``ours`` run our kernels. ``context`` surrounds its steps."""
+    """An implementation over (B, H, T, D), and the one that it is held against.
+
+    ``context`` surrounds its steps.
+    """
 
     forward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    baseline: str | None = "standard"
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    ours: bool = False
 
 
+DROPOUT = 0.1  # GPT-2's; the paper's baseline had it too
 CONTENDERS = {
-    "standard": Contender(standard),
-    "standard with dropout": Contender(partial(standard, dropout=0.1)),
-    "flash": Contender(_flash, ours=True),
-    "flash in Triton": Contender(_flash, partial(use_path, "portable"), ours=True),
-    "SDPA flash": Contender(F.scaled_dot_product_attention, partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)),
-    "SDPA cuDNN": Contender(F.scaled_dot_product_attention, partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)),
+    "standard": Contender(standard, None),
+    "flash": Contender(flash),
+    "flash in Triton": Contender(flash, context=partial(use_path, "portable")),
+    "SDPA flash": Contender(
+        F.scaled_dot_product_attention, context=partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)
+    ),
+    "SDPA cuDNN": Contender(
+        F.scaled_dot_product_attention, context=partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
+    ),
+    "standard, dropout": Contender(partial(standard, dropout=DROPOUT), None),
+    "flash, dropout": Contender(partial(flash, dropout=DROPOUT), "standard, dropout"),
 }
 
 
@@ -136,7 +147,7 @@ def step(contender: str, case: Case) -> Callable[[], None]:
     return run
 
 
-def modelled_bytes(contender: str, case: Case, capability: int) -> int | None:
+def modelled(contender: str, case: Case, capability: int) -> Traffic | None:
     """HBM bytes requested, by formula; None for implementations that are not ours.
 
     Standard attention's is the paper's (11 N^2 + 12 N d elements a head); flash is our Triton kernels'
@@ -144,18 +155,26 @@ def modelled_bytes(contender: str, case: Case, capability: int) -> int | None:
     """
     shape = case.shape
     if contender == "standard":
-        return standard_forward(shape).total + standard_backward(shape).total
+        return _sum([standard_forward(shape), standard_backward(shape)])
     if contender != "flash in Triton":
         return None
     size = shape.element_bytes
-    tiles = [get(case.head_dim, size, capability) for get in (forward_tiles, key_gradient_tiles)]
-    kernels = [
-        forward_traffic(shape, tiles[0]),
-        delta_traffic(shape),
-        key_gradient_traffic(shape, tiles[1]),
-        query_gradient_traffic(shape, query_gradient_tiles(case.head_dim, size, capability)),
-    ]
-    return sum(kernel.total for kernel in kernels)
+    return _sum(
+        [
+            forward_traffic(shape, forward_tiles(case.head_dim, size, capability)),
+            delta_traffic(shape),
+            key_gradient_traffic(shape, key_gradient_tiles(case.head_dim, size, capability)),
+            query_gradient_traffic(shape, query_gradient_tiles(case.head_dim, size, capability)),
+        ]
+    )
+
+
+def _sum(kernels: Sequence[Traffic]) -> Traffic:
+    reads, writes = Counter[str](), Counter[str]()
+    for kernel in kernels:
+        reads.update(kernel.reads)
+        writes.update(kernel.writes)
+    return Traffic(dict(reads), dict(writes))
 
 
 def least_bytes(case: Case) -> int:
@@ -183,25 +202,35 @@ def forward_with_tiles(case: Case, tiles: Tiles) -> Callable[[], None]:
     return launch.run
 
 
-def command(contender: str, case: Case, tiles: Tiles | None = None) -> list[str]:
-    """What runs the step once within the range `RANGE`, in a process of its own."""
-    request = {"contender": contender, "case": asdict(case), "tiles": tiles and asdict(tiles)}
-    return [sys.executable, "-m", __spec__.name, json.dumps(request)]
+class Step(NamedTuple):
+    """One forward and backward; with ``tiles`` the Triton forward alone."""
+
+    contender: str
+    case: Case
+    tiles: Tiles | None = None
+
+    def make(self) -> Callable[[], None]:
+        """On new tensors of the current CUDA device."""
+        if self.tiles is not None:
+            return forward_with_tiles(self.case, self.tiles)
+        return step(self.contender, self.case)
+
+
+def command(steps: Sequence[Step]) -> list[str]:
+    """What runs ``steps`` in a process of its own."""
+    plain = [(each.contender, asdict(each.case), each.tiles and asdict(each.tiles)) for each in steps]
+    return [sys.executable, "-m", __spec__.name, json.dumps(plain)]
 
 
 def main(argv: Sequence[str]) -> None:
-    asked = json.loads(argv[0])
-    case = Case(**asked["case"])
-    run = (
-        forward_with_tiles(case, Tiles(**asked["tiles"]))
-        if asked["tiles"]
-        else step(asked["contender"], case)
-    )
-    run()  # compiles, and fills the allocator's cache
-    torch.cuda.synchronize()
-    with torch.cuda.nvtx.range(RANGE):
-        run()
-    torch.cuda.synchronize()
+    for number, (contender, case, tiles) in enumerate(json.loads(argv[0])):
+        run = Step(contender, Case(**case), tiles and Tiles(**tiles)).make()
+        run()  # compiles, and fills the allocator's cache
+        torch.cuda.synchronize()
+        with torch.cuda.profiler.profile(), torch.cuda.nvtx.range(str(number)):
+            run()
+            torch.cuda.synchronize()
+        del run
 
 
 if __name__ == "__main__":

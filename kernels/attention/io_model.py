@@ -10,6 +10,7 @@ D head dim.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -60,11 +61,19 @@ class AttentionShape:
         return start, max(stop, start)
 
     def visible_pairs(self) -> int:
-        """Pairs of one query and one key it sees, over batch and query heads, documents aside."""
+        """Pairs of one query and one key it sees, over batch and query heads."""
         pairs = 0
-        for offset in self.offsets():
-            ranges = (self.visible(t, 1, offset) for t in range(self.queries))
-            pairs += sum(stop - start for start, stop in ranges)
+        for row, offset in enumerate(self.offsets()):
+            places: dict[int, list[int]] = {}  # of the keys, by document
+            if self.key_documents is not None:
+                for s, i in enumerate(self.key_documents[row]):
+                    places.setdefault(i, []).append(s)
+            for t in range(self.queries):
+                start, stop = self.visible(t, 1, offset)
+                if self.documents is not None:
+                    own = places.get(self.documents[row][t], [])
+                    start, stop = bisect_left(own, start), bisect_left(own, stop)
+                pairs += stop - start
         return pairs * self.heads
 
 

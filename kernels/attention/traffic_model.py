@@ -12,7 +12,7 @@ from math import ceil
 from typing import NamedTuple
 
 from lit_eff.kernels.attention.io_model import AttentionShape
-from lit_eff.kernels.attention.tiles import Tiles
+from lit_eff.kernels.attention.tiles import DELTA_BLOCK_M, Tiles
 from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
 
 RANGE_BYTES = 3 * 4  # of one tile in `documents.document_ranges`
@@ -147,6 +147,10 @@ def _extras(shape: AttentionShape, programs: int, heads: int, query_ids: int, ke
     return reads
 
 
+def _sinks(shape: AttentionShape, programs: int) -> dict[str, int]:
+    return {"sinks": programs * STATISTIC_BYTES} if shape.sinks else {}
+
+
 def document_ranges_traffic(shape: AttentionShape, own: int, other: int, block: int) -> Traffic:
     """Requests of `document_ranges_kernel`: whole tiles of own ids, and all other ids for each of them."""
     tiles = shape.batch * ceil(own / block)
@@ -160,34 +164,12 @@ def forward_traffic(shape: AttentionShape, tiles: Tiles) -> Traffic:
     """Requests of `attention_forward_kernel`: Q, O and LSE once, K and V once a query tile that sees them."""
     walk = _query_walk(shape, tiles)
     row = shape.head_dim * shape.element_bytes
-    reads = {"q": walk.owned * row, "k": walk.walked * row, "v": walk.walked * row}
-    if shape.sinks:
-        reads["sinks"] = walk.programs * STATISTIC_BYTES
     return Traffic(
-        reads | _extras(shape, walk.programs, walk.programs, walk.owned, walk.masked),
+        {"q": walk.owned * row, "k": walk.walked * row, "v": walk.walked * row}
+        | _sinks(shape, walk.programs)
+        | _extras(shape, walk.programs, walk.programs, walk.owned, walk.masked),
         {"out": walk.owned * row, "lse": walk.owned * STATISTIC_BYTES},
     )
-
-
-def packed_forward_traffic(sequences: Sequence[AttentionShape], tiles: Tiles, length_bytes: int) -> Traffic:
-    """Of packed sequences, each a shape of batch 1; ``length_bytes`` is the size of a cumulative length.
-
-    Every sequence gets the programs of the longest one; those past its end find that out, and no more.
-    """
-    longest = max((sequence.queries for sequence in sequences), default=0)
-    reads: Counter[str] = Counter()
-    writes: Counter[str] = Counter()
-    for sequence in sequences:
-        traffic = forward_traffic(sequence, tiles)
-        reads.update(traffic.reads)
-        writes.update(traffic.writes)
-        programs = ceil(longest / tiles.block_m) * sequence.heads
-        idle = programs - ceil(sequence.queries / tiles.block_m) * sequence.heads
-        reads.update(_extras(sequence, idle, idle, 0, 0))
-        reads.update(dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), 2 * programs * length_bytes))
-        if sequence.sinks:
-            reads["sinks"] += idle * STATISTIC_BYTES
-    return Traffic(dict(reads), dict(writes))
 
 
 def delta_traffic(shape: AttentionShape, *, lse_gradient: bool = False) -> Traffic:
@@ -224,3 +206,68 @@ def query_gradient_traffic(shape: AttentionShape, tiles: Tiles) -> Traffic:
         | _extras(shape, walk.programs, walk.programs, walk.owned, walk.masked),
         {"dq": walk.owned * row},
     )
+
+
+class PackedShapes(NamedTuple):
+    """Packed sequences, each a shape of batch 1; ``length_bytes`` is the size of a cumulative length."""
+
+    sequences: Sequence[AttentionShape]
+    length_bytes: int = 4
+
+    def forward_traffic(self, tiles: Tiles) -> Traffic:
+        """Requests of `attention_forward_kernel`."""
+
+        def idle(shape: AttentionShape, programs: int) -> dict[str, int]:
+            return _sinks(shape, programs) | _extras(shape, programs, programs, 0, 0)
+
+        return self._sum(
+            lambda shape: forward_traffic(shape, tiles),
+            lambda shape: ceil(shape.queries / tiles.block_m) * shape.heads,
+            idle,
+        )
+
+    def delta_traffic(self, *, lse_gradient: bool = False) -> Traffic:
+        """Requests of `attention_delta_kernel`."""
+        return self._sum(
+            lambda shape: delta_traffic(shape, lse_gradient=lse_gradient),
+            lambda shape: ceil(shape.queries / DELTA_BLOCK_M) * shape.heads,
+            lambda shape, programs: {},
+        )
+
+    def key_gradient_traffic(self, tiles: Tiles) -> Traffic:
+        """Requests of `attention_key_gradient_kernel`."""
+
+        def idle(shape: AttentionShape, programs: int) -> dict[str, int]:
+            return _extras(shape, programs, programs * shape.heads // shape.kv_heads, 0, 0)
+
+        return self._sum(
+            lambda shape: key_gradient_traffic(shape, tiles),
+            lambda shape: ceil(shape.keys / tiles.block_n) * shape.kv_heads,
+            idle,
+        )
+
+    def query_gradient_traffic(self, tiles: Tiles) -> Traffic:
+        """Requests of `attention_query_gradient_kernel`."""
+        return self._sum(
+            lambda shape: query_gradient_traffic(shape, tiles),
+            lambda shape: ceil(shape.queries / tiles.block_m) * shape.heads,
+            lambda shape, programs: _extras(shape, programs, programs, 0, 0),
+        )
+
+    def _sum(
+        self,
+        traffic: Callable[[AttentionShape], Traffic],
+        programs: Callable[[AttentionShape], int],
+        idle: Callable[[AttentionShape, int], dict[str, int]],
+    ) -> Traffic:
+        """Each sequence gets the programs of the longest; ``idle`` ones find that out, and no more."""
+        most = max(map(programs, self.sequences), default=0)
+        reads: Counter[str] = Counter()
+        writes: Counter[str] = Counter()
+        for shape in self.sequences:
+            own = traffic(shape)
+            reads.update(own.reads)
+            writes.update(own.writes)
+            reads.update(idle(shape, most - programs(shape)))
+            reads.update(dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), 2 * most * self.length_bytes))
+        return Traffic(dict(reads), dict(writes))

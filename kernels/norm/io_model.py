@@ -1,6 +1,6 @@
 """The exact bytes that the norms' kernels request from HBM, program by program: pure arithmetic.
 
-Tensor names are the kernels' pointer arguments without ``p_``.
+Tensor names are the kernels' pointer arguments without ``p_``. Sectors are those of rows that lie side by side.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_eff.kernels.norm.call import backward_programs, tile_of
-from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic
+from lit_eff.profiling.modelled import STATISTIC_BYTES, Traffic, whole_sectors
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class NormShape:
     weight_bytes: int = 0
     bias_bytes: int = 0
 
+    @property
+    def vectors(self) -> tuple[int, int]:
+        """Bytes of gain and shift."""
+        return self.channels * self.weight_bytes, self.channels * self.bias_bytes
+
 
 def forward_traffic(shape: NormShape) -> Traffic:
     elements, programs = shape.rows * shape.channels, tile_of(shape.channels).programs(shape.rows)
@@ -41,7 +46,8 @@ def forward_traffic(shape: NormShape) -> Traffic:
         "out": elements * shape.out_bytes,
         "sum": elements * shape.sum_bytes if shape.residual_bytes else 0,
     }
-    return _traffic(reads, writes)
+    once = (elements * shape.x_bytes, elements * shape.residual_bytes, *shape.vectors)
+    return Traffic(reads, writes, sectors=whole_sectors(*once))
 
 
 def backward_traffic(shape: NormShape) -> Traffic:
@@ -62,8 +68,5 @@ def backward_traffic(shape: NormShape) -> Traffic:
         "dgain": part * STATISTIC_BYTES if shape.weight_bytes else 0,
         "dshift": part * STATISTIC_BYTES if shape.bias_bytes else 0,
     }
-    return _traffic(reads, writes)
-
-
-def _traffic(reads: dict[str, int], writes: dict[str, int]) -> Traffic:
-    return Traffic(*({name: n for name, n in count.items() if n} for count in (reads, writes)))
+    once = (reads["x"], reads["dout"], reads["dsum"], shape.channels * shape.weight_bytes)
+    return Traffic(reads, writes, sectors=whole_sectors(*once))

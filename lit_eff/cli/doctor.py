@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import platform
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 
@@ -17,6 +16,10 @@ from rich.table import Table
 
 from lit_eff.cli.arguments import Parser
 from lit_eff.profiling.devices import driver_version
+from lit_eff.profiling.energy import RaplMeter, gpu_meter
+from lit_eff.profiling.measured import ALLOW_COUNTERS, counters_need_root, find_ncu
+from lit_eff.profiling.nvml import find_gpus
+from lit_eff.profiling.unavailable import UnavailableError
 
 PACKAGES = {
     "torch": "training, calibration, export (install lit_eff[train])",
@@ -70,13 +73,35 @@ def _gpu() -> list[Finding]:
 
 
 def _profilers() -> list[Finding]:
-    ncu = shutil.which("ncu")
-    effect = (
-        "measured HBM and SRAM traffic"
-        if ncu
-        else "measured traffic: only counted and modelled figures are shown"
-    )
-    return [Finding("ncu", ncu and "on PATH", effect)]
+    return [counters_finding(), energy_finding()]
+
+
+def counters_finding() -> Finding:
+    """Whether hardware counters can be read, by ncu."""
+    off = "measured traffic: only counted and modelled figures are shown"
+    try:
+        ncu = find_ncu()
+    except UnavailableError as refusal:
+        return Finding("ncu", None, f"{off} ({refusal.remedy})")
+    if counters_need_root():
+        found = f"{ncu}, but the driver gives counters to root only"
+        return Finding("ncu", found, f"off: {off} (run as root, or {ALLOW_COUNTERS})")
+    return Finding("ncu", ncu, "measured HBM and SRAM traffic")
+
+
+def energy_finding() -> Finding:
+    """The energy meter of the GPUs, else that of the CPU."""
+    off = "measured energy: it is modelled from watts and time"
+    try:
+        meter = gpu_meter(find_gpus())
+        meter.stop()
+        return Finding("energy meter", meter.detail, "measured energy of GPUs")
+    except UnavailableError as refusal:
+        no_gpu = refusal.reason
+    try:
+        return Finding("energy meter", RaplMeter().detail, f"measured energy of CPUs (GPUs: {no_gpu})")
+    except UnavailableError as refusal:
+        return Finding("energy meter", None, f"{off} (GPUs: {no_gpu}; CPU: {refusal.reason})")
 
 
 def _attention() -> list[Finding]:

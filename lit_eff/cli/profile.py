@@ -1,33 +1,51 @@
-"""``lit-eff profile``: traces of training steps and the attention kernel's traffic, in TensorBoard."""
+"""``lit-eff profile``: where bytes and time go, counted, modelled and measured, in TensorBoard and files.
+
+``--plan`` estimates hours, energy, carbon and cost of a training run (``--plan --help``).
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
-from dataclasses import replace
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from lit_eff.cli.arguments import Parser
+from lit_eff.cli.compose import Recipe
 from lit_eff.errors import UserError
-from lit_eff.kernels.attention.traffic import count_forward
-from lit_eff.models.config import ModelConfig
-from lit_eff.profiling.config import ProfileConfig
-from lit_eff.profiling.devices import get_device
-from lit_eff.profiling.tensorboard import with_baseline
-from lit_eff.profiling.traffic import KernelTraffic
+from lit_eff.profiling.config import PARTS, ProfileConfig
+from lit_eff.profiling.devices import Device, find_device, get_device
+from lit_eff.profiling.report import Findings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a part of the profile works from. ``gpu`` is this machine's, or None; ``folder`` is the run's."""
+
+    recipe: Recipe
+    profile: ProfileConfig
+    folder: Path
+    device: Device
+    gpu: str | None
+    console: Console
 
 
 def main(argv: list[str]) -> int:
-    """Train a few steps under torch.profiler, count the kernel, and tell where both are."""
+    """Run the recipe's parts, show what they found, and write it all into a run folder."""
     parser = _parser()
+    if "--plan" in argv:
+        from lit_eff.cli.profile_plan import plan
+
+        return plan(argv)
     if "--help" in argv or "-h" in argv:
         parser.print_help()
         return 0
     from lit_eff.cli.compose import compose
-    from lit_eff.cli.lightning import lightning_cli, split_arguments, typed_section
+    from lit_eff.cli.lightning import split_arguments, typed_section
+    from lit_eff.cli.profile_report import finish, show
 
     config, overrides, rest = split_arguments(argv)
     options = parser.parse(rest)
@@ -35,31 +53,21 @@ def main(argv: list[str]) -> int:
         raise UserError("no recipe: pass --config with a recipe's path or name (see lit-eff recipes)")
     recipe = compose(config, overrides)
     profile: ProfileConfig = typed_section(recipe, "profile")
-    steps = profile.warmup_steps + profile.trace_steps + 1
-    trainer = {
-        **recipe.values.get("trainer", {}),
-        "max_steps": steps,
-        "limit_val_batches": 0,
-        "val_check_interval": None,
-        "enable_checkpointing": False,
-        "log_every_n_steps": 1,
-        "callbacks": [
-            {"class_path": "lit_eff.training.callbacks.RunProgress"},
-            {"class_path": "lit_eff.training.callbacks.TraceSteps", "init_args": _schedule(profile)},
-        ],
-    }
-    cli = lightning_cli(replace(recipe, values={**recipe.values, "trainer": trainer}), ["fit"])
-    folder = Path(cli.trainer.log_dir or ".")
     console = Console(stderr=options.json)
-    traffic = profile_attention(profile, cli.model.config, folder, console)
-    trace = next(iter(folder.glob("*.pt.trace.json.gz")), None)
+    job = _job(recipe, profile, console)
+    found = []
+    for part in PARTS:
+        if part in profile.parts:
+            findings = _run(part, job)
+            show(findings, console)
+            found.append(findings)
+    command = shlex.join(["lit-eff", "profile", *argv])
+    report, written = finish(job, found, command)
     if options.json:
-        report = {"tensorboard": str(folder), "trace": trace and str(trace), "traffic": [traffic.to_dict()]}
-        print(json.dumps(report, indent=2))
+        files = [str(path) for path in written]
+        print(json.dumps({"folder": str(job.folder), "files": files, **report.to_dict()}, indent=1))
     else:
-        console.print(
-            f"trace  {trace}\nlook   tensorboard --logdir {folder}", highlight=False, soft_wrap=True
-        )
+        console.print(f"look  tensorboard --logdir {job.folder}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -67,7 +75,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="lit-eff profile",
         description=__doc__,
-        usage="%(prog)s --config RECIPE [--json] [profile.count_length=512 ...]",
+        usage="%(prog)s --config RECIPE [--json] [profile.parts=[attention,training] ...]\n"
+        "       %(prog)s --plan --parameters 7e9 --tokens 1e12 [--gpus 1024] [--json]",
         epilog="group=choice and a.b=1 change the recipe.",
     )
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's path or name")
@@ -75,54 +84,22 @@ def _parser() -> Parser:
     return parser
 
 
-def _schedule(profile: ProfileConfig) -> dict[str, Any]:
-    return {"start": profile.warmup_steps, "steps": profile.trace_steps}
+def _job(recipe: Recipe, profile: ProfileConfig, console: Console) -> Job:
+    """A fresh run folder, and the device whose limits count: this machine's GPU, or the recipe's."""
+    import torch
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = recipe.values.get("trainer", {}).get("logger") or {}
+    save_dir = logger.get("init_args", {}).get("save_dir", "runs") if isinstance(logger, dict) else "runs"
+    folder = Path(TensorBoardLogger(save_dir, recipe.name).log_dir)
+    folder.mkdir(parents=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device = (find_device(gpu) if gpu else None) or get_device(profile.device)
+    return Job(recipe, profile, folder, device, gpu, console)
 
 
-def profile_attention(
-    profile: ProfileConfig, model: ModelConfig, folder: Path, console: Console
-) -> KernelTraffic:
-    """Count the Triton attention forward kernel at the model's heads; show it, and write it to TensorBoard.
-
-    The traffic is counted by running the very kernel in Triton's interpreter, and standard attention's three
-    beside it; each count stands beside its formula.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    from lit_eff.profiling.tensorboard import write_traffic
-
-    with console.status("Counting the attention kernel's loads and stores in Triton's interpreter"):
-        traffic = count_forward(
-            profile.count_batch,
-            model.heads,
-            model.n_kv_heads,
-            profile.count_length,
-            model.head_size,
-            model.causal,
-            window=model.window,
-            capability=get_device(profile.device).capability,
-        )
-    writer = SummaryWriter(str(folder))
-    write_traffic(writer, [traffic])
-    writer.close()
-    show_traffic(traffic, console)
-    return traffic
-
-
-def show_traffic(traffic: KernelTraffic, console: Console) -> None:
-    """A table of HBM bytes, counted and modelled: of the kernel, and of standard attention and its parts."""
-    shape = ", ".join(f"{name} {value}" for name, value in traffic.shape.items())
-    table = Table(
-        "kernel", "source", "read, bytes", "written, bytes", title=f"HBM traffic requested: {shape}"
-    )
-    records = with_baseline(traffic)
-    for record in records:
-        for source in ("counted", "modelled"):
-            read, written = record.get("read_bytes", source), record.get("written_bytes", source)
-            if read is not None and written is not None:
-                table.add_row(record.kernel, source, f"{read:,}", f"{written:,}")
-    same = "equal to the byte" if all(each.counted_equals_modelled for each in records) else "DIFFERENT"
-    table.caption = (
-        f"counted and modelled are {same}; standard attention asks for {traffic.baseline_ratio:.1f}x"
-    )
-    console.print(table)
+def _run(part: str, job: Job) -> Findings:
+    """The function ``part`` of ``lit_eff.cli.profile_PART``, imported only where it is asked for."""
+    function = getattr(importlib.import_module(f"lit_eff.cli.profile_{part}"), part)
+    findings: Findings = function(job)
+    return findings

@@ -25,13 +25,16 @@ from lit_eff.cli.arguments import Parser
 from lit_eff.cli.calibrate import CERTIFICATE, calibrate_checkpoint
 from lit_eff.cli.compose import Recipe, compose
 from lit_eff.cli.lightning import LitEffCLI, lightning_cli, split_arguments, typed_section
-from lit_eff.cli.profile import profile_attention
+from lit_eff.cli.profile_attention import count_at
+from lit_eff.cli.profile_report import show_counts
 from lit_eff.cli.quickstart_report import SOURCES, show
 from lit_eff.errors import UserError
 from lit_eff.export.job import export_bundle
 from lit_eff.files import atomic_path
 from lit_eff.models.checkpoint import load_checkpoint
 from lit_eff.models.config import ModelConfig
+from lit_eff.profiling.devices import get_device
+from lit_eff.profiling.tensorboard import write_traffic
 from lit_eff.runtime.certificate import Certificate
 from lit_eff.runtime.claim import sentence
 from lit_eff.runtime.decode import Mode, generate
@@ -168,10 +171,16 @@ def profiled(recipe: Recipe, trained: Trained, console: Console) -> dict[str, An
     """The attention kernel's traffic; a machine that cannot run Triton's interpreter says why and goes on."""
     try:
         profile = typed_section(recipe, "profile")
-        return profile_attention(profile, trained.config, trained.folder, console).to_dict()
+        traffic = count_at(profile, trained.config, get_device(profile.device), console)
     except UserError as error:
         console.print(f"[yellow]kernel traffic unavailable:[/] {error}", highlight=False)
         return {"unavailable": str(error)}
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(trained.folder)) as writer:
+        write_traffic(writer, [traffic])
+    show_counts([traffic], console)
+    return traffic.to_dict()
 
 
 def calibration_report(certificate: Certificate) -> dict[str, Any]:

@@ -114,12 +114,12 @@ def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_profile_counts_what_the_formula_says(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    heads = ["model.init_args.config.model_dim=64", "profile.count_length=40", "profile.trace_steps=1"]
-    assert main(["profile", *tiny, *heads, "--json"]) == 0
+    sizes = ["model.init_args.config.model_dim=64", "profile.attention.count_length=40"]
+    assert main(["profile", *tiny, *sizes, "profile.training.steps=1", "--json"]) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert "counted and modelled are equal to the byte" in captured.err.replace("\n", " ")
-    (traffic,) = report["traffic"]
+    assert "equal to the byte" in captured.err
+    (traffic,) = [record for record in report["records"] if record["baseline"]]
     standard = traffic["baseline"]
     assert len(standard["parts"]) == 3
     for record in (traffic, standard, *standard["parts"]):
@@ -127,6 +127,7 @@ def test_profile_counts_what_the_formula_says(tiny: list[str], capsys: pytest.Ca
         for quantity in ("read_bytes", "written_bytes"):
             value = {number["source"]: number["value"] for number in record["numbers"][quantity]}
             assert value["counted"] == value["modelled"] > 0
-    folder = Path(report["tensorboard"])
-    assert Path(report["trace"]).parent == folder
+    folder = Path(report["folder"])
+    assert len(list(folder.glob("*.pt.trace.json.gz"))) == 1
     assert list(folder.glob("events.out.tfevents.*"))
+    assert json.loads((folder / "profile.json").read_text())["records"] == report["records"]

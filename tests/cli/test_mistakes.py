@@ -116,8 +116,8 @@ def test_in_a_recipe(
         (["profile"], "no recipe: pass --config"),
         (["profile", "--config", "quickstart", "--jso"], "'--jso'; did you mean '--json'?"),
         (
-            ["profile", "--config", "quickstart", "profile.count_lenth=3"],
-            "did you mean 'profile.count_length'",
+            ["profile", "--config", "quickstart", "profile.attention.count_lenth=3"],
+            "did you mean 'profile.attention.count_length'",
         ),
         (["quickstart", "--conf", "x"], "unknown option '--conf'; did you mean '--config'?"),
         (["doctor", "--jsn"], "unknown option '--jsn'; did you mean '--json'?"),

@@ -151,6 +151,7 @@ def test_blocks_without_masks_are_seen_whole(
         rows = {"documents": ids[: shape.queries], "key_documents": ids[-shape.keys :]}
         shape = replace(shape, **{name: (tuple(row),) * shape.batch for name, row in rows.items()})
     mask = seen(shape)
+    assert shape.visible_pairs() == mask.sum() * shape.batch * shape.heads
     for tiles_visited in visited(shape, tiles):
         assert {(m, n) for m, n, _ in tiles_visited} >= needed(shape, tiles)
         for m, n, masked in tiles_visited:

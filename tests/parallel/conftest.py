@@ -8,12 +8,12 @@ import pytest
 
 from lit_eff.training.callbacks import (
     DepthQualityPlot,
+    Profile,
     RunArtifacts,
     RunProgress,
     RunSummary,
     SampleGenerations,
     Throughput,
-    TraceSteps,
 )
 from tests.parallel.ranks import run_ranks
 from tests.parallel.runs import fit, fit_sharded, read_result
@@ -41,7 +41,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
         RunSummary(),
         SampleGenerations(prompt_tokens=6, new_tokens=4),
         Throughput(),
-        TraceSteps(start=2, steps=1),
+        Profile(start=2, steps=1),
     )
     run_ranks(partial(fit_sharded, callbacks=every), folder, text, folder / "result.pt")
     return folder

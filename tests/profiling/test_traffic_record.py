@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lit_eff.errors import UserError
-from lit_eff.profiling.config import ProfileConfig
+from lit_eff.profiling.config import (
+    AttentionProfile,
+    DecodingProfile,
+    EnergyProfile,
+    KernelsProfile,
+    ProfileConfig,
+    ServingProfile,
+    TrainingProfile,
+)
 from lit_eff.profiling.tensorboard import traffic_figure, traffic_markdown, write_traffic
 from lit_eff.profiling.traffic import KernelTraffic, Number
 
@@ -45,13 +54,21 @@ def test_numbers_come_with_their_source() -> None:
         KernelTraffic("x", {}, {"bytes": ()})
 
 
-def test_baseline_is_taken_as_counted_where_it_was() -> None:
-    counted = {name: (Number(250, "counted"),) for name in ("read_bytes", "written_bytes")}
+def test_a_ratio_is_of_one_source() -> None:
+    """The best that knows both: what DRAM moved, else counts, else formulas; never one over another."""
     traffic = record()
-    assert "counted, over modelled |" in traffic_markdown([traffic]).splitlines()[-1]
+    assert traffic.compared == (125, 1000, "modelled")
+    counted = {name: (Number(250, "counted"),) for name in ("read_bytes", "written_bytes")}
     traffic = replace(traffic, baseline=KernelTraffic("standard", {}, counted))
-    assert traffic.baseline_ratio == 4.0
+    assert traffic.compared == (125, 500, "counted")
     assert "| counted |" in traffic_markdown([traffic]).splitlines()[-1]
+    names = ("dram_read_bytes", "dram_written_bytes")
+    own, other = ({name: (Number(each, "measured"),) for name in names} for each in (50, 150))
+    baseline = replace(traffic.baseline or traffic, numbers={**counted, **other})
+    traffic = replace(traffic, numbers={**traffic.numbers, **own}, baseline=baseline)
+    assert traffic.compared == (100, 300, "measured")
+    assert traffic.baseline_ratio == 3.0
+    assert replace(traffic, baseline=None).baseline_ratio is None
 
 
 def test_parts_follow_their_sum() -> None:
@@ -98,12 +115,30 @@ def test_tensorboard_holds_table_and_plot(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trace_steps": 0}, "profile.trace_steps is 0"),
-        ({"warmup_steps": -1}, "warmup_steps"),
         ({"device": "TPU"}, "no device 'TPU'"),
+        ({"parts": ["atention"]}, "did you mean 'attention'"),
+        ({"parts": []}, "profile.parts is empty"),
     ],
 )
-def test_recipe_section_checks_itself(change: dict[str, object], message: str) -> None:
+def test_recipe_section_checks_itself(change: dict[str, Any], message: str) -> None:
     ProfileConfig()
     with pytest.raises(UserError, match=message):
         ProfileConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (AttentionProfile, {"lengths": [64, 0]}, "profile.attention.lengths is 0"),
+        (KernelsProfile, {"cases": 0}, "profile.kernels.cases is 0"),
+        (TrainingProfile, {"steps": 0}, "profile.training.steps is 0"),
+        (TrainingProfile, {"warmup_steps": -1}, "profile.training.warmup_steps is -1"),
+        (DecodingProfile, {"tokens": 0}, "profile.decoding.tokens is 0"),
+        (ServingProfile, {"requests": 0}, "profile.serving.requests is 0"),
+        (EnergyProfile, {"pue": 0.9}, "profile.energy.pue is 0.9; expected 1 or more"),
+    ],
+)
+def test_parts_check_themselves(part: type, change: dict[str, Any], message: str) -> None:
+    part()
+    with pytest.raises(UserError, match=message):
+        part(**change)

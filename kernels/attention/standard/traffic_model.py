@@ -12,7 +12,7 @@ from math import ceil
 
 from lit_eff.kernels.attention.io_model import AttentionShape
 from lit_eff.kernels.attention.standard.tiles import product_tiles, softmax_tiles
-from lit_eff.profiling.modelled import Traffic
+from lit_eff.profiling.modelled import Traffic, whole_sectors
 
 
 def standard_traffic(shape: AttentionShape) -> dict[str, Traffic]:
@@ -25,8 +25,29 @@ def standard_traffic(shape: AttentionShape) -> dict[str, Traffic]:
     walks = shape.batch * shape.heads * ceil(shape.queries / tiles.block_m)
     walked = walks * shape.keys * head_row
     passes = 1 if shape.keys <= softmax_tiles(shape.keys)[1] else 2
+    matrix, one_q, one_k = (
+        whole_sectors(size) for size in (scores, like_q, shape.batch * shape.kv_heads * shape.keys * head_row)
+    )
     return {
-        "standard_scores_kernel": Traffic({"q": like_q, "k": walked}, {"scores": scores}),
-        "standard_softmax_kernel": Traffic({"scores": passes * scores}, {"weights": scores}),
-        "standard_output_kernel": Traffic({"weights": scores, "v": walked}, {"out": like_q}),
+        "standard_scores_kernel": Traffic(
+            {"q": like_q, "k": walked}, {"scores": scores}, sectors=one_q + one_k
+        ),
+        "standard_softmax_kernel": Traffic({"scores": passes * scores}, {"weights": scores}, sectors=matrix),
+        "standard_output_kernel": Traffic(
+            {"weights": scores, "v": walked}, {"out": like_q}, sectors=matrix + one_k
+        ),
+    }
+
+
+def standard_flops(shape: AttentionShape) -> dict[str, int]:
+    """By kernel: 2 D a pair in either product, hidden pairs too, and five a score in the softmax.
+
+    The five are maximum, difference, exponential, sum and division.
+    """
+    pairs = shape.batch * shape.heads * shape.queries * shape.keys
+    product = 2 * shape.head_dim * pairs
+    return {
+        "standard_scores_kernel": product,
+        "standard_softmax_kernel": 5 * pairs,
+        "standard_output_kernel": product,
     }

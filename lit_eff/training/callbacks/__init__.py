@@ -5,6 +5,7 @@ from lit_eff.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from lit_eff.training.callbacks.depth_plot import DepthQualityPlot
 from lit_eff.training.callbacks.ema import EMA
 from lit_eff.training.callbacks.interrupt import SaveOnInterrupt, TrainingInterrupted
+from lit_eff.training.callbacks.nvtx import NvtxRanges
 from lit_eff.training.callbacks.profile import Profile
 from lit_eff.training.callbacks.progress import RunProgress
 from lit_eff.training.callbacks.samples import SampleGenerations
@@ -15,6 +16,7 @@ __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "DepthQualityPlot",
+    "NvtxRanges",
     "Profile",
     "RunArtifacts",
     "RunProgress",

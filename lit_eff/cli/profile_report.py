@@ -1,0 +1,134 @@
+"""What ``lit-eff profile`` shows in the terminal and writes into the run folder."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import lit_eff
+from lit_eff.bench.results import installed_version
+from lit_eff.cli.profile import Job
+from lit_eff.profiling.devices import driver_version
+from lit_eff.profiling.report import Findings, ProfileReport, ReportTable
+from lit_eff.profiling.tensorboard import with_baseline
+from lit_eff.profiling.timeline import Timeline
+from lit_eff.profiling.traffic import KernelTraffic
+from lit_eff.training.callbacks.artifacts import git_commit
+
+ROWS = 12  # of a table in the terminal; more on the page
+
+
+def show(found: Findings, console: Console) -> None:
+    """The records as one table, every other table, and the notes."""
+    counted = [record for record in found.records if record.get("read_bytes", "counted") is not None]
+    if counted:
+        show_counts(counted, console)
+    for table in found.tables:
+        print_table(table, console)
+    for note in found.notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+
+
+def show_counts(records: Sequence[KernelTraffic], console: Console) -> None:
+    """Bytes requested of HBM, counted beside modelled; baselines and their parts under each kernel."""
+    shown = [each for record in records for each in with_baseline(record)]
+    shown = [each for each in shown if each.hbm_bytes("counted") is not None]
+    common = set.intersection(*(set(each.shape.items()) for each in shown))
+    table = Table("kernel", title="Bytes requested of HBM, read and written")
+    if any(set(each.shape.items()) != common for each in shown):
+        table.add_column("shape")
+    for name in ("counted", "modelled", ""):
+        table.add_column(name, justify="right")
+    for each in shown:
+        own = [", ".join(f"{k} {v}" for k, v in each.shape.items() if (k, v) not in common)]
+        formula = each.hbm_bytes("modelled")
+        table.add_row(
+            each.kernel,
+            *own[: len(table.columns) - 4],
+            f"{each.hbm_bytes('counted'):,}",
+            "-" if formula is None else f"{formula:,}",
+            "[green]=[/]" if each.counted_equals_modelled else "[red]DIFFERENT[/]",
+        )
+    console.print(table)
+    equal = all(each.counted_equals_modelled for each in shown)
+    shape = ", ".join(f"{name} {value}" for name, value in shown[0].shape.items() if (name, value) in common)
+    console.print(
+        f"{shape}\ncounted in Triton's interpreter and modelled by formula: "
+        f"{'equal to the byte' if equal else '[red]DIFFERENT[/]'}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for record in records:
+        if record.baseline is not None and record.baseline_ratio is not None:
+            console.print(f"{record.baseline.kernel} asks for {record.baseline_ratio:.1f}x", highlight=False)
+
+
+def print_table(table: ReportTable, console: Console) -> None:
+    """Without columns that hold nothing; what all rows share is said beneath, with the caption."""
+    values = list(zip(*table.rows, strict=True))
+    shared = [i for i, column in enumerate(values) if i and len(table.rows) > 2 and len(set(column)) == 1]
+    shown = Table(title=table.title)
+    kept = [i for i in range(len(table.columns)) if i not in shared]
+    for i in kept:
+        numeric = any(isinstance(value, int | float) for value in values[i])
+        shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
+    for row in table.rows[:ROWS]:
+        shown.add_row(*(_text(row[i]) for i in kept))
+    console.print(shown)
+    if len(table.rows) > ROWS:
+        console.print(f"... and {len(table.rows) - ROWS} more rows, which the page shows")
+    common = [f"{table.columns[i]} {_text(values[i][0])}" for i in shared if values[i][0] is not None]
+    about = f"{table.caption} All rows: {', '.join(common)}." if common else table.caption
+    console.print(about, highlight=False, soft_wrap=True, markup=False)
+
+
+def _text(value: str | int | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileReport, list[Path]]:
+    """The report of all parts, written into the job's folder with figures, traces and TensorBoard events."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from lit_eff.profiling.write import write_report
+
+    report = ProfileReport(
+        name=job.recipe.name,
+        environment=environment(job, command),
+        records=tuple(record for each in found for record in each.records),
+        tables=tuple(table for each in found for table in each.tables),
+        notes=tuple(note for each in found for note in each.notes),
+    )
+    timeline = Timeline()
+    for each in found:
+        if each.timeline is not None:
+            timeline.spans += each.timeline.spans
+            timeline.samples += each.timeline.samples
+            timeline.dropped += each.timeline.dropped
+    figures = {name: figure for each in found for name, figure in each.figures.items()}
+    with SummaryWriter(str(job.folder)) as writer:
+        written = write_report(report, timeline, figures, job.folder, writer)
+    return report, written
+
+
+def environment(job: Job, command: str) -> dict[str, str]:
+    """The machine, the versions that matter and the command: what a stranger needs to do it again."""
+    found = {
+        "command": command,
+        "device": job.gpu or f"no GPU; limits of {job.device.name}",
+        "driver": driver_version(),
+        "cpu": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "lit_eff": lit_eff.__version__,
+        "commit": git_commit(),
+        **{name: installed_version(name) for name in ("torch", "triton")},
+    }
+    return {name: value for name, value in found.items() if value}
