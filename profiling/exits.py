@@ -1,8 +1,8 @@
 """Bytes and joules that leaving early saves, exit by exit: pure arithmetic over one token of one sequence.
 
 A token that leaves at an exit has read the weights and the cache of the layers up to there, the head of that
-exit, and whatever the exits on the way were asked with: an output matrix each, if by their logits. This is the
-cost to beat (Schuster et al. 2022, CALM: on two of its tasks it ate the savings).
+exit, and whatever the exits on the way were asked with: an output matrix each, if by their logits. This is
+the cost to beat (Schuster et al. 2022, CALM: on two of its tasks it ate the savings).
 
 What the skipped layers still owe the cache depends on the KV policy (:mod:`lit_eff.runtime.segments`):
 
