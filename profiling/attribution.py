@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lit_eff.profiling.modules import Scope
 from lit_eff.profiling.operators import Key, Total
 from lit_eff.profiling.report import ReportTable
+from lit_eff.profiling.scope import Scope
 from lit_eff.profiling.torch_trace import TorchTrace, Work
 from lit_eff.profiling.traffic import Number
 

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from lit_eff.profiling.modules import ModuleScopes, Phase, Scope
+from lit_eff.profiling.modules import ModuleScopes
 from lit_eff.profiling.report import ReportTable
+from lit_eff.profiling.scope import Phase, Scope
 from lit_eff.profiling.timeline import Sample
 
 Category = Literal["parameters", "gradients", "optimizer state", "activations", "other"]

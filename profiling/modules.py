@@ -12,26 +12,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import record_function
 
-Phase = Literal["forward", "backward", "recompute", "optimizer"]
-RANGE = "module: "  # begins the name of a module call's range in a torch.profiler trace
+from lit_eff.profiling.scope import RANGE, Scope
+
 MOST_NODES = 1_000_000  # kept; a step makes some thousands
-
-
-class Scope(NamedTuple):
-    """Path of the innermost module, "" outside of all, and the phase of a training step.
-
-    ``recompute`` is a module's call within the backward pass, as activation checkpointing makes.
-    """
-
-    module: str
-    phase: Phase
 
 
 class _Removable(Protocol):

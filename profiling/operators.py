@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from lit_eff.profiling.modules import ModuleScopes, Phase
+from lit_eff.profiling.modules import ModuleScopes
+from lit_eff.profiling.scope import Phase
 
 _OVERWRITE = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
 _OVERWRITE |= {"_foreach_copy_", "_foreach_zero_"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_eff.errors import UserError
-from lit_eff.profiling.modules import RANGE, Scope
+from lit_eff.profiling.scope import RANGE, Scope
 from lit_eff.profiling.timeline import Span, Timeline
 
 STEP, UPDATE = "ProfilerStep#", "Optimizer.step#"

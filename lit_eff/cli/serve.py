@@ -60,6 +60,8 @@ def _parser() -> Parser:
     add("--fallback", choices=FALLBACKS, help=f"what the monitor's alarm does ({defaults.fallback})")
     add("--monitor-state", metavar="FILE", help="keeps the monitor's state over restarts (in memory only)")
     add("--traffic-log", metavar="FILE", help="append certified requests' prompts, to calibrate on (off)")
+    trace_help = "write the last rounds there at the end, for Perfetto; /trace shows them meanwhile (off)"
+    add("--trace", metavar="FILE", help=trace_help)
     add("--uncertified", metavar="THRESHOLDS", help=UNCERTIFIED_HELP)
     return parser
 

@@ -35,6 +35,9 @@ class ServeConfig:
             it in memory.
         traffic_log: file to which the prompts of requests that a certificate covers are appended, as token
             ids, for ``lit-eff calibrate --update``; ``None`` keeps nothing. It holds what users wrote.
+        trace: file for the last rounds as Perfetto's JSON, written when the server stops; ``GET /trace``
+            answers with them at any time. ``None`` keeps none. It holds no text.
+        trace_rounds: how many.
 
     Raises:
         UserError: naming the setting that is out of range.
@@ -54,6 +57,8 @@ class ServeConfig:
     fallback: Fallback = "none"
     monitor_state: str | None = None
     traffic_log: str | None = None
+    trace: str | None = None
+    trace_rounds: int = 10_000
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -64,6 +69,7 @@ class ServeConfig:
             ("max_body_bytes", 1),
             ("shutdown_seconds", 0),
             ("shadow_seed", 0),
+            ("trace_rounds", 1),
         ):
             if getattr(self, name) < least:
                 raise UserError(f"serve.{name} is {getattr(self, name)}; expected at least {least}")

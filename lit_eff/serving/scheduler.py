@@ -8,6 +8,7 @@ waits for one round at most.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from lit_eff.runtime.text import PreparedRequest, TextChunk, TextEngine
 from lit_eff.serving.metrics import Metrics
+from lit_eff.serving.trace import RoundTrace
 from lit_eff.serving.watch import Watch
 
 _log = logging.getLogger("uvicorn.error")
@@ -49,6 +51,7 @@ class Job:
         self.mode = prompts[0].tokens.mode
         self.arrived = time.perf_counter()
         self.cancelled = False
+        self.number = 0  # given when it is submitted
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
 
@@ -77,6 +80,7 @@ class Scheduler:
         max_active: jobs that take turns; each holds a KV cache.
         max_waiting: jobs that wait beyond those.
         watch: the monitor of the engine's certificate.
+        trace: keeps every round.
     """
 
     def __init__(
@@ -87,9 +91,11 @@ class Scheduler:
         max_active: int,
         max_waiting: int,
         watch: Watch | None = None,
+        trace: RoundTrace | None = None,
     ) -> None:
-        self._engine, self._metrics, self._watch = engine, metrics, watch
+        self._engine, self._metrics, self._watch, self._trace = engine, metrics, watch, trace
         self._max_active, self._max_waiting = max_active, max_waiting
+        self._numbers = itertools.count(1)
         self._waiting: deque[Job] = deque()
         self._active: deque[tuple[Job, Generator[Piece, None, None]]] = deque()
         self._changed = threading.Condition()
@@ -119,6 +125,7 @@ class Scheduler:
             free = self._max_active - len(self._active)
             if len(self._waiting) >= self._max_waiting + max(0, free):
                 raise BusyError
+            job.number = next(self._numbers)
             self._waiting.append(job)
             self._changed.notify()
 
@@ -141,7 +148,10 @@ class Scheduler:
         while self._admit():
             if not self._active:
                 assert self._watch is not None
+                began = time.perf_counter()
                 self._watch.step()
+                if self._trace is not None:
+                    self._trace.monitored(began)
                 continue
             job, pieces = self._active[0]
             if self._drop(job):
@@ -196,11 +206,16 @@ class Scheduler:
 
     def _pieces(self, job: Job) -> Generator[Piece, None, None]:
         first = True
+        if self._trace is not None:
+            self._trace.waited(job.number, job.mode, job.arrived)
         for index, prompt in enumerate(job.prompts):
             self._metrics.prompt_tokens.labels(job.mode).inc(len(prompt.tokens.prompt_tokens))
             with closing(self._engine.stream(prompt)) as chunks:
                 for chunk in chunks:
                     self._metrics.observe(job.mode, chunk.round)
+                    if self._trace is not None:
+                        queue = {"active": len(self._active), "waiting": len(self._waiting)}
+                        self._trace.round(job.number, job.mode, index, chunk.round, **queue)
                     if self._watch is not None:
                         self._watch.observe(prompt.tokens, chunk.round)
                     if first:

@@ -14,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from lit_eff.errors import UserError
 from lit_eff.profiling.attribution import StepCosts, kernel_table, module_table, step_table
-from lit_eff.profiling.modules import ModuleScopes, Scope
+from lit_eff.profiling.modules import ModuleScopes
 from lit_eff.profiling.operators import Key, Total
 from lit_eff.profiling.report import ReportTable
+from lit_eff.profiling.scope import Scope
 from lit_eff.profiling.torch_trace import TorchTrace, parse_torch_trace, read_torch_trace
 from lit_eff.profiling.traffic import Number
 
