@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass
 class Timeline:
-    """Spans and samples in any order. ``dropped`` spans were left out to stay within a bound."""
+    """Spans and samples in any order. ``dropped`` of them were left out to stay within a bound."""
 
     spans: list[Span] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)

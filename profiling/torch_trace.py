@@ -18,7 +18,7 @@ from typing import Any
 
 from lit_eff.errors import UserError
 from lit_eff.profiling.scope import RANGE, Scope
-from lit_eff.profiling.timeline import Span, Timeline
+from lit_eff.profiling.timeline import Span, Timeline, Value
 
 STEP, UPDATE = "ProfilerStep#", "Optimizer.step#"
 STEPS = "profiler/steps"  # the track of step spans
@@ -32,7 +32,8 @@ _MICROSECOND = 1e-6
 class Work:
     """A kernel, or a host operator by itself: ``seconds`` leaves out what it called.
 
-    ``step`` counts the trace's steps from 0; None before and after them.
+    ``step`` counts the trace's steps from 0; None before and after them. ``launch`` is what a kernel takes of
+    the GPU, as the traces of :mod:`lit_eff.profiling.xplane` show it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Work:
     start: float
     duration: float
     seconds: float
+    launch: Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def parse_torch_trace(trace: Mapping[str, Any]) -> TorchTrace:
                 (event["ts"] - zero) * _MICROSECOND,
                 event["dur"] * _MICROSECOND,
                 seconds * _MICROSECOND,
+                _launch(event.get("args", {})),
             )
             for event, scope, step, track, seconds in found
         ),
@@ -222,6 +225,19 @@ def _thread(event: Mapping[str, Any]) -> str:
     return f"CPU/thread {event['tid']}"
 
 
+def _launch(arguments: Mapping[str, Any]) -> dict[str, Value]:
+    """Of a kernel's arguments; empty for a copy or an operator."""
+    if "registers per thread" not in arguments:
+        return {}
+    return {
+        "registers_per_thread": int(arguments["registers per thread"]),
+        "shared_memory_bytes": int(arguments.get("shared memory", 0)),
+        "grid": ",".join(map(str, arguments["grid"])),
+        "block": ",".join(map(str, arguments["block"])),
+        "occupancy": float(arguments.get("est. achieved occupancy %", 0)) / 100,
+    }
+
+
 def _span(work: Work) -> Span:
-    details = {"module": work.scope.module, "phase": work.scope.phase}
+    details = {"module": work.scope.module, "phase": work.scope.phase, **work.launch}
     return Span(work.name, work.track, work.start, work.duration, details)
