@@ -22,6 +22,7 @@ FOLDERS = {
     "attention": "attention",
     "attention_packed": "attention",
     "standard_attention": "attention.standard",
+    "attention_with_cache": "attention.with_cache",
 }
 
 
