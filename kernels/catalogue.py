@@ -24,6 +24,7 @@ FOLDERS = {
     "standard_attention": "attention.standard",
     "norm": "norm",
     "linear": "linear",
+    "attention_with_cache": "attention.with_cache",
 }
 
 
