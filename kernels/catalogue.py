@@ -21,6 +21,8 @@ FOLDERS = {
     "swiglu": "swiglu",
     "norm": "norm",
     "linear": "linear",
+    "rope": "rope",
+    "propagate": "propagate",
 }
 
 
