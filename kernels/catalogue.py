@@ -23,6 +23,8 @@ FOLDERS = {
     "linear": "linear",
     "rope": "rope",
     "propagate": "propagate",
+    "confidence": "confidence",
+    "cross_entropy": "cross_entropy",
 }
 
 
