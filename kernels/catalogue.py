@@ -25,6 +25,10 @@ FOLDERS = {
     "norm": "norm",
     "linear": "linear",
     "attention_with_cache": "attention.with_cache",
+    "rope": "rope",
+    "propagate": "propagate",
+    "confidence": "confidence",
+    "cross_entropy": "cross_entropy",
 }
 
 
