@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.with_cache.call import CacheCall
+from lit_eff.kernels.attention.with_cache.hopper_io_model import hopper_cache_traffic, hopper_split_sectors
 from lit_eff.kernels.attention.with_cache.io_model import (
     CacheShape,
     cache_traffic,
@@ -142,23 +143,50 @@ def _outputs(call: CacheCall) -> tuple[Tensor, Tensor]:
 
 
 def _modelled(
-    launches: list[Launch], shape: CacheShape, call: CacheCall, traffic: list[Traffic]
+    launches: list[Launch],
+    shape: CacheShape,
+    call: CacheCall,
+    traffic: list[Traffic],
+    least: int | None,
 ) -> list[ModelledLaunch]:
-    """The split kernel's launch with its traffic, and the combine kernel's if there is one."""
+    """The split kernel's launch, which reads ``least`` sectors, and the combine kernel's if there is one."""
+    sectors = (least, combine_sectors(shape, call.tiles, call.deal))
     flops = (split_flops(shape), combine_flops(shape, call.tiles, call.deal))
-    return [ModelledLaunch(*each) for each in zip(launches, traffic, flops[: len(launches)], strict=True)]
+    known = zip(
+        launches, traffic, sectors, flops, strict=False
+    )  # rows that are walked whole need no combining
+    return [
+        ModelledLaunch(launch, replace(each, sectors=own), own_flops)
+        for launch, each, own, own_flops in known
+    ]
 
 
 def launches(case: CachedCase, device: torch.device, capability: int) -> list[ModelledLaunch]:
     """The portable kernels, also where Hopper's would be taken."""
     call, shape = _call(case, device, capability)
     tiles, share = call.tiles, call.deal
-    traffic = cache_traffic(shape, tiles, share)
-    sectors = [split_sectors(shape, tiles, share)]
-    if len(traffic) > 1:
-        sectors.append(combine_sectors(shape, tiles, share))
-    known = [replace(each, sectors=least) for each, least in zip(traffic, sectors, strict=True)]
-    return _modelled(launches_by(split_launch, call, *_outputs(call)), shape, call, known)
+    traffic, least = cache_traffic(shape, tiles, share), split_sectors(shape, tiles, share)
+    return _modelled(launches_by(split_launch, call, *_outputs(call)), shape, call, traffic, least)
+
+
+def hopper_launches(case: CachedCase, device: torch.device, capability: int) -> list[ModelledLaunch]:
+    """Hopper's split kernel, and the combine kernel that follows it.
+
+    Raises:
+        UserError: for a case that the split kernel does not take, or another device.
+    """
+    from lit_eff.kernels.attention.with_cache.hopper import split_launch as hopper_split_launch
+
+    call, shape = _call(case, device, capability)
+    call = replace(call, costs=HOPPER)
+    reason = obstacle(call)
+    if reason is not None:
+        raise UserError(
+            f"the Hopper kernel does not take this case: {reason}; use operation 'attention_with_cache'"
+        )
+    tiles, share = call.tiles, call.deal
+    traffic, least = hopper_cache_traffic(shape, tiles, share), hopper_split_sectors(shape, tiles, share)
+    return _modelled(launches_by(hopper_split_launch, call, *_outputs(call)), shape, call, traffic, least)
 
 
 def draw(random: Random) -> CachedCase:
@@ -187,6 +215,13 @@ def draw(random: Random) -> CachedCase:
     )
 
 
+def draw_hopper(random: Random) -> CachedCase:
+    """As :func:`draw`, of what the Hopper kernel takes."""
+    case = draw(random)
+    dtype = random.choice(("float16", "bfloat16"))
+    return replace(case, head_dim=random.choice((64, 128)), unit="", dtype=dtype)
+
+
 OPERATIONS = (
     Operation(
         name="attention_with_cache",
@@ -210,5 +245,20 @@ OPERATIONS = (
         typical=CachedCase(16, 1, 32, 8, 128, 8192, page_size=16, dtype="bfloat16"),
         draw=draw,
         launches=launches,
+    ),
+    Operation(
+        name="attention_with_cache_hopper",
+        case=CachedCase,
+        small=(
+            CachedCase(1, 1, 4, 1, 64, 700, dtype="bfloat16"),
+            CachedCase(2, 4, 8, 2, 128, 5000, sinks=True, window=300, dtype="bfloat16"),
+            CachedCase(3, 9, 8, 1, 64, 1000, ragged=True, alibi=True, dtype="float16"),
+            CachedCase(2, 8, 8, 2, 128, 1024, page_size=16, tree=True, dtype="bfloat16"),
+            CachedCase(2, 1, 8, 2, 64, 1024, page_size=256, softcap=20.0, dtype="bfloat16"),
+        ),
+        typical=CachedCase(16, 1, 32, 8, 128, 8192, page_size=16, dtype="bfloat16"),
+        draw=draw_hopper,
+        launches=hopper_launches,
+        gluon=True,
     ),
 )
