@@ -84,7 +84,7 @@ class _GivenCall(CacheCall):
         return super().deal if self.given is None else self.given[1]
 
 
-def _call(case: CachedCase, device: torch.device, capability: int) -> tuple[CacheCall, CacheShape]:
+def cached_call(case: CachedCase, device: torch.device, capability: int) -> tuple[CacheCall, CacheShape]:
     """The call of a case on new tensors, and its shape with the lengths that were drawn."""
     dtype = getattr(torch, case.dtype)
     # Small, and the model needs them: drawn on the CPU whatever the device.
@@ -163,7 +163,7 @@ def _modelled(
 
 def launches(case: CachedCase, device: torch.device, capability: int) -> list[ModelledLaunch]:
     """The portable kernels, also where Hopper's would be taken."""
-    call, shape = _call(case, device, capability)
+    call, shape = cached_call(case, device, capability)
     tiles, share = call.tiles, call.deal
     traffic, least = cache_traffic(shape, tiles, share), split_sectors(shape, tiles, share)
     return _modelled(launches_by(split_launch, call, *_outputs(call)), shape, call, traffic, least)
@@ -177,7 +177,7 @@ def hopper_launches(case: CachedCase, device: torch.device, capability: int) -> 
     """
     from lit_eff.kernels.attention.with_cache.hopper import split_launch as hopper_split_launch
 
-    call, shape = _call(case, device, capability)
+    call, shape = cached_call(case, device, capability)
     call = replace(call, costs=HOPPER)
     reason = obstacle(call)
     if reason is not None:
