@@ -22,6 +22,17 @@ COUNTED = (
     "masked_lanes",
 )
 INTERPRETER = "Triton interpreter"
+ADDED = (
+    *COUNTED,
+    "dram_read_bytes",
+    "dram_written_bytes",
+    "l2_bytes",
+    "shared_read_bytes",
+    "shared_written_bytes",
+    "flops",
+    "seconds",
+    "joules",
+)
 
 
 def modelled_numbers(traffic: Traffic, flops: int, formula: str = "I/O model") -> Numbers:
@@ -69,6 +80,21 @@ def count_launches(launches: Sequence[ModelledLaunch], shape: Shape) -> list[Ker
         )
         for count, each in zip(counts, launches, strict=True)
     ]
+
+
+def together(kernel: str, shape: Shape, parts: Sequence[KernelTraffic]) -> KernelTraffic:
+    """One record of kernels that make one result: sums of the quantities that a source gives for all."""
+    numbers: Numbers = {}
+    for name in ADDED:
+        sums = []
+        for first in parts[0].numbers.get(name, ()):
+            values = [part.get(name, first.source) for part in parts]
+            known = [value for value in values if value is not None]
+            if len(known) == len(parts):
+                sums.append(replace(first, value=sum(known)))
+        if sums:
+            numbers[name] = tuple(sums)
+    return KernelTraffic(kernel, shape, merge(numbers), parts=tuple(parts))
 
 
 def merge(*sources: Mapping[str, tuple[Number, ...]]) -> Numbers:

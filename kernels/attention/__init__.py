@@ -6,7 +6,8 @@ which implementation a call takes: the portable kernels (`forward`, `backward` w
 `query_gradient`, over the pieces in `blocks` and the grouped arguments in `arguments`; `documents` finds
 what packed rows may skip), those of `hopper`, or `cpu`. `operator` makes them PyTorch operators.
 `with_cache` decodes and verifies, `standard` is the baseline. `tiles` are the block sizes, `io_model` the
-papers' formulas, `traffic_model` the exact bytes of these kernels, `traffic` the count beside the formula.
+papers' formulas and `scaling` how they grow, `traffic_model` the exact bytes of these kernels and `sectors`
+the least of them, `specimens` the launches that are counted against both, `traffic` a count to show.
 """
 
 from lit_eff.kernels.attention.interface import Support, attention, attention_varlen, explain, supports

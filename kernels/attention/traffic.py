@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.checks import check_options, check_shapes
-from lit_eff.kernels.attention.io_model import (
-    AttentionShape,
-    forward_flops,
-    standard_forward,
-)
-from lit_eff.kernels.attention.standard.traffic_model import standard_traffic
+from lit_eff.kernels.attention.io_model import AttentionShape, standard_forward
 from lit_eff.kernels.attention.tiles import forward_tiles
-from lit_eff.kernels.attention.traffic_model import forward_traffic
 from lit_eff.kernels.device import TRITON_INSTALLED
-from lit_eff.profiling.modelled import Traffic
+from lit_eff.profiling.devices import get_device
+from lit_eff.profiling.records import together
 from lit_eff.profiling.traffic import KernelTraffic, Number, Shape
 
+if TYPE_CHECKING:
+    from lit_eff.kernels.worker import Request
+
 ELEMENT_BYTES = {"float16": 2, "float32": 4}
-COUNTED = (
-    "read_bytes",
-    "written_bytes",
-    "atomic_bytes",
-    "read_sector_bytes",
-    "written_sector_bytes",
-    "masked_lanes",
-)
-FORWARD = "attention_forward_kernel"
-Counts = dict[str, int]  # by the names of COUNTED
+PAPER = "Dao et al. 2022, Algorithm 0: each matrix once"
 
 
 def count_forward(
@@ -48,7 +34,7 @@ def count_forward(
     keys: int | None = None,
     window: int | None = None,
     dtype: str = "float16",
-    capability: int = 90,
+    device: str = "H100 SXM",
 ) -> KernelTraffic:
     """HBM traffic of one forward call and of standard attention's three kernels, each counted and modelled.
 
@@ -60,10 +46,10 @@ def count_forward(
         batch, heads, kv_heads, queries, head_dim: sizes; ``keys`` equals ``queries`` by default.
         causal, window: as in :func:`lit_eff.kernels.attention.attention`.
         dtype: float16 or float32; bfloat16 moves the same bytes as float16 but the interpreter lacks it.
-        capability: whose block sizes to use, 10 * major + minor (80 is the A100, 90 the H100).
+        device: of the device table, whose block sizes to use.
 
     Returns: A record with read, written and sector bytes, masked lanes and FLOPs; ``baseline`` is standard
-        attention (Dao et al. 2022, Algorithm 0) on the same tensors, its three kernels under ``parts``. The
+        attention (Dao et al. 2022, Algorithm 0) on the same shapes, its three kernels under ``parts``. The
         paper's formula moves each matrix once and stands beside its distinct sectors.
 
     Raises:
@@ -78,7 +64,21 @@ def count_forward(
     k_BSKD = torch.empty(batch, keys, kv_heads, head_dim, device="meta")
     check_shapes(q_BTHD, k_BSKD, k_BSKD)
     check_options(q_BTHD, window=window)
-    request: dict[str, Any] = {
+    known = get_device(device)
+    if not TRITON_INSTALLED:
+        raise UserError("counting attention traffic needs Triton (part of lit_eff[train], on Linux)")
+    from lit_eff.kernels.attention.specimens import AttentionCase
+    from lit_eff.kernels.attention.standard.specimens import StandardCase
+    from lit_eff.kernels.worker import request
+
+    sizes = (batch, queries, keys, heads, kv_heads, head_dim)
+    case = AttentionCase(*sizes, causal=causal, window=window, dtype=dtype, backward=False)
+    standard_case = StandardCase(*sizes, causal, window, dtype)
+    (forward,), standard = _count(
+        [request("attention", case, device), request("standard_attention", standard_case, device)]
+    )
+    shape = AttentionShape(*sizes, ELEMENT_BYTES[dtype], causal, window)
+    described: dict[str, int | str | bool] = {
         "batch": batch,
         "heads": heads,
         "kv_heads": kv_heads,
@@ -86,114 +86,34 @@ def count_forward(
         "keys": keys,
         "head_dim": head_dim,
         "causal": causal,
-        "window": window,
         "dtype": dtype,
-        "capability": capability,
+        "device": known.name,
     }
-    if not TRITON_INSTALLED:
-        raise UserError("counting attention traffic needs Triton (part of lit_eff[train], on Linux)")
+    if window is not None:
+        described["window"] = window
+    tiles = forward_tiles(head_dim, shape.element_bytes, known.capability)
+    return replace(
+        forward,
+        shape={**described, "block_m": tiles.block_m, "block_n": tiles.block_n},
+        baseline=_standard(described, shape, standard),
+    )
+
+
+def _count(requests: list[Request]) -> list[list[KernelTraffic]]:
     from lit_eff.kernels.attention.operator import INTERPRETED
+    from lit_eff.kernels.worker import in_fresh_process, records
 
-    counts = _count(request) if INTERPRETED else _count_in_subprocess(request)
-    shape = AttentionShape(
-        batch, queries, keys, heads, kv_heads, head_dim, ELEMENT_BYTES[dtype], causal, window
-    )
-    description: Shape = {key: value for key, value in request.items() if value is not None}
-    baseline = _standard(description, shape, counts)
-    tiles = forward_tiles(head_dim, shape.element_bytes, capability)
-    description = {**description, "block_m": tiles.block_m, "block_n": tiles.block_n}
-    modelled = forward_traffic(shape, tiles)
-    numbers = _numbers(counts[FORWARD], modelled, "traffic_model.forward_traffic")
-    numbers["flops"] = (Number(forward_flops(shape), "modelled", "4 D a visible query-key pair"),)
-    return KernelTraffic(FORWARD, description, numbers, baseline)
+    if not INTERPRETED:
+        return in_fresh_process("count", requests)
+    with torch.random.fork_rng(devices=[]):
+        return [records("count", each) for each in requests]
 
 
-def _numbers(counts: Counts, modelled: Traffic, formula: str) -> dict[str, tuple[Number, ...]]:
-    """Every count, with the formula's bytes beside those requested."""
-    numbers: dict[str, tuple[Number, ...]] = {
-        name: (Number(value, "counted", "Triton interpreter"),) for name, value in counts.items()
-    }
-    numbers["read_bytes"] += (Number(modelled.read_bytes, "modelled", formula),)
-    numbers["written_bytes"] += (Number(modelled.written_bytes, "modelled", formula),)
-    return numbers
-
-
-def _standard(description: Shape, shape: AttentionShape, counts: dict[str, Counts]) -> KernelTraffic:
-    """Standard attention: each of its kernels, and their sums beside the paper's formula."""
-    models = standard_traffic(shape)
-    detail = "standard.traffic_model"
-    parts = tuple(
-        KernelTraffic(name, description, _numbers(counts[name], modelled, detail))
-        for name, modelled in models.items()
-    )
-    together = {name: sum(counts[kernel][name] for kernel in models) for name in COUNTED}
-    modelled = Traffic(
-        {kernel: traffic.read_bytes for kernel, traffic in models.items()},
-        {kernel: traffic.written_bytes for kernel, traffic in models.items()},
-    )
-    numbers = _numbers(together, modelled, detail)
-    formula, paper = standard_forward(shape), "Dao et al. 2022, Algorithm 0: each matrix once"
-    numbers["read_sector_bytes"] += (Number(formula.read_bytes, "modelled", paper),)
-    numbers["written_sector_bytes"] += (Number(formula.written_bytes, "modelled", paper),)
-    pairs = shape.batch * shape.heads * shape.queries * shape.keys
-    numbers["flops"] = (Number(4 * shape.head_dim * pairs, "modelled", "4 D a pair, hidden ones too"),)
-    return KernelTraffic("standard attention", description, numbers, parts=parts)
-
-
-def _count(request: dict[str, Any]) -> dict[str, Counts]:
-    """Counts by kernel, of one forward and one standard attention on the same tensors."""
-    from lit_eff.kernels.attention.call import AttentionCall
-    from lit_eff.kernels.attention.forward import forward_launches
-    from lit_eff.kernels.attention.standard import standard_launches
-    from lit_eff.profiling.counted import count_traffic
-
-    dtype = getattr(torch, request["dtype"])
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(request["queries"], request["heads"])] + 2 * [(request["keys"], request["kv_heads"])]
-    q_BTHD, k_BSKD, v_BSKD = (
-        torch.randn(request["batch"], rows, heads, request["head_dim"], generator=generator).to(dtype)
-        for rows, heads in shapes
-    )
-    call = AttentionCall(
-        q_BTHD,
-        k_BSKD,
-        v_BSKD,
-        None,
-        None,
-        None,
-        1.0,
-        request["causal"],
-        request["window"],
-        None,
-        target=request["capability"],
-    )
-    lse_BHT = torch.empty(request["batch"], request["heads"], request["queries"])
-    out_BTHD = torch.empty_like(q_BTHD)
-    scores_BHTS, weights_BHTS = (torch.empty(*lse_BHT.shape, request["keys"], dtype=dtype) for _ in range(2))
-    launches = [
-        *forward_launches(call, out_BTHD, lse_BHT),
-        *standard_launches(call, scores_BHTS, weights_BHTS, out_BTHD),
-    ]
-    with count_traffic() as counts:
-        for launch in launches:
-            launch.run()
-    return {count.kernel: {name: getattr(count, name) for name in COUNTED} for count in counts}
-
-
-def _count_in_subprocess(request: dict[str, Any]) -> dict[str, Counts]:
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(request)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"counting attention traffic in Triton's interpreter failed: {last}")
-    counts: dict[str, Counts] = json.loads(done.stdout.splitlines()[-1])
-    return counts
-
-
-if __name__ == "__main__":
-    print(json.dumps(_count(json.loads(sys.argv[1]))))
+def _standard(described: Shape, shape: AttentionShape, parts: list[KernelTraffic]) -> KernelTraffic:
+    """Standard attention: the sums of its kernels, with the paper's formula beside their sectors."""
+    record = together("standard attention", described, [replace(part, shape=described) for part in parts])
+    formula = standard_forward(shape)
+    papers = {"read_sector_bytes": formula.read_bytes, "written_sector_bytes": formula.written_bytes}
+    for name, value in papers.items():
+        record.numbers[name] += (Number(value, "modelled", PAPER),)
+    return record

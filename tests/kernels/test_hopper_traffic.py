@@ -319,8 +319,8 @@ def test_cache_copies_as_modelled(case: CachedCase) -> None:
     reads = each.traffic.reads
     assert {name: reads[name] for name in copies.requested} == copies.requested
     assert reads.get("page_table", 0) == asked["page_table"]
-    # Distinct sectors: of the cache without the first page, which only fills up tiles; of the queries of tiles
-    # that see some slot; of page table and lengths.
+    # Distinct sectors: of the cache without the first page, which only fills up tiles; of the queries whose
+    # tiles see some slot; of page table and lengths.
     sectors = row * sum(not (case.page_size and i_b == 0) for _, i_b, _, _ in copies.distinct)
     torch.manual_seed(0)
     _, shape = cached_call(case, torch.device("cpu"), 90)
