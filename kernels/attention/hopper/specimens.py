@@ -9,6 +9,7 @@ from dataclasses import replace
 from random import Random
 
 import torch
+from torch import Tensor
 
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.call import AttentionCall
@@ -38,11 +39,11 @@ def launches(case: AttentionCase, device: torch.device, capability: int) -> list
     """
     call, shape = _supported_call(case, device, capability)
     out_BTHD = torch.empty_like(call.q_BTHD)
-    lse_BHT = torch.empty(case.batch, case.heads, case.queries, device=device)
+    lse_BHT = torch.empty(_rows(case), device=device)
     launch = forward_launch(call, out_BTHD, lse_BHT)
     traffic = forward_traffic(shape, forward_shape(call), launch.grid[0])
     forward = ModelledLaunch(launch, traffic, forward_flops(shape))
-    return [forward, *_backward(case, call, shape)] if case.backward else [forward]
+    return [forward, *_backward(case, call, shape, out_BTHD, lse_BHT)] if case.backward else [forward]
 
 
 def sums_launches(case: AttentionCase, device: torch.device, capability: int) -> list[ModelledLaunch]:
@@ -52,7 +53,8 @@ def sums_launches(case: AttentionCase, device: torch.device, capability: int) ->
     leaves are made up, and the row sums, which start the counters afresh, come last.
     """
     call, shape = _supported_call(case, device, capability)
-    row_sums, gradient, scale = _backward(case, call, shape)
+    out_BTHD, lse_BHT = torch.randn_like(call.q_BTHD), torch.zeros(_rows(case), device=device)
+    row_sums, gradient, scale = _backward(case, call, shape, out_BTHD, lse_BHT)
     backward = _gradient_shape(shape, gradient.launch)
     turns = torch.tensor([backward.adders(i_m) for i_m in range(backward.query_blocks)])
     scale.launch.arguments["p_turns"].copy_(turns.repeat(case.batch * case.heads))
@@ -76,11 +78,15 @@ def _supported_call(
     return call, shape
 
 
-def _backward(case: AttentionCase, call: AttentionCall, shape: AttentionShape) -> list[ModelledLaunch]:
-    out_BTHD, dout_BTHD = (torch.randn_like(call.q_BTHD) for _ in range(2))
-    lse_BHT, dlse_BHT, delta_BHT = (
-        torch.zeros(case.batch, case.heads, case.queries, device=call.q_BTHD.device) for _ in range(3)
-    )
+def _rows(case: AttentionCase) -> tuple[int, int, int]:
+    return case.batch, case.heads, case.queries
+
+
+def _backward(
+    case: AttentionCase, call: AttentionCall, shape: AttentionShape, out_BTHD: Tensor, lse_BHT: Tensor
+) -> list[ModelledLaunch]:
+    dout_BTHD = torch.randn_like(call.q_BTHD)
+    dlse_BHT, delta_BHT = (torch.zeros(_rows(case), device=call.q_BTHD.device) for _ in range(2))
     gradients = (torch.empty_like(each) for each in (call.q_BTHD, call.k_BSKD, call.v_BSKD))
     dlse = dlse_BHT if case.lse_gradient else None
     launches = backward_launches(call, out_BTHD, lse_BHT, dout_BTHD, dlse, delta_BHT, *gradients)
