@@ -20,6 +20,7 @@ from lit_eff.kernels.attention.io_model import (
     standard_forward,
 )
 from lit_eff.profiling.modelled import Traffic
+from lit_eff.profiling.report import ReportTable
 
 Axis = Literal["N", "d", "M"]
 
@@ -42,6 +43,9 @@ def _flash2(shape: AttentionShape, sram_elements: int) -> Traffic:
     return flash2_forward(shape, block, block)
 
 
+# What the theorem says of either loop order, and of standard attention at N far over d.
+FLASH: Mapping[Axis, int] = {"N": 2, "d": 2, "M": -1}
+STANDARD: Mapping[Axis, int] = {"N": 2, "d": 0, "M": 0}
 # By name, each of a shape and an on-chip memory in elements.
 ALGORITHMS: Mapping[str, Callable[[AttentionShape, int], Traffic]] = {
     "standard": lambda shape, _: standard_forward(shape),
@@ -70,6 +74,23 @@ def theorem_scalings(sizes: Mapping[Axis, Sequence[int]] = SIZES) -> list[Scalin
             slope = float(np.polyfit(np.log(values), np.log(points), 1)[0])
             scalings.append(Scaling(name, axis, tuple(values), points, slope))
     return scalings
+
+
+def theorem_table(found: Sequence[Scaling]) -> ReportTable:
+    """Exponents of each algorithm: the theorem's, and fitted to its formula."""
+    rows = []
+    for each in found:
+        exponents = STANDARD if each.algorithm == "standard" else FLASH
+        values = f"{each.sizes[0]:,} to {each.sizes[-1]:,}"
+        exponent = float(exponents[each.axis])
+        rows.append((each.algorithm, each.axis, values, exponent, round(each.slope, 2) + 0.0))
+    return ReportTable(
+        "Exponents of attention's traffic by formula",
+        "HBM bytes of one head's forward (modelled) as a power of N, d and M (elements on chip), fitted on "
+        "logarithms; Theorem 2 of FlashAttention.",
+        ("algorithm", "variable", "values", "theorem", "modelled"),
+        tuple(rows),
+    )
 
 
 def _bytes(algorithm: Callable[[AttentionShape, int], Traffic], at: Mapping[Axis, int]) -> int:

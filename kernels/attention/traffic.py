@@ -13,7 +13,7 @@ from lit_eff.kernels.attention.io_model import AttentionShape, standard_forward
 from lit_eff.kernels.attention.tiles import forward_tiles
 from lit_eff.kernels.device import TRITON_INSTALLED
 from lit_eff.profiling.devices import get_device
-from lit_eff.profiling.records import together
+from lit_eff.profiling.records import merge, together
 from lit_eff.profiling.traffic import KernelTraffic, Number, Shape
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def _standard(described: Shape, shape: AttentionShape, parts: list[KernelTraffic
     """Standard attention: the sums of its kernels, with the paper's formula beside their sectors."""
     record = together("standard attention", described, [replace(part, shape=described) for part in parts])
     formula = standard_forward(shape)
-    papers = {"read_sector_bytes": formula.read_bytes, "written_sector_bytes": formula.written_bytes}
-    for name, value in papers.items():
-        record.numbers[name] += (Number(value, "modelled", PAPER),)
-    return record
+    paper = {
+        "read_sector_bytes": (Number(formula.read_bytes, "modelled", PAPER),),
+        "written_sector_bytes": (Number(formula.written_bytes, "modelled", PAPER),),
+    }
+    return replace(record, numbers=merge(record.numbers, paper))

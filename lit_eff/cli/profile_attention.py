@@ -117,5 +117,5 @@ def _count(
             head_dim,
             causal,
             window=window,
-            capability=device.capability,
+            device=device.name,
         )

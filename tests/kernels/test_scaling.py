@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from lit_eff.kernels.attention.scaling import MIDDLE, Scaling, flash2_blocks, theorem_scalings
+from lit_eff.kernels.attention.scaling import (
+    MIDDLE,
+    Scaling,
+    flash2_blocks,
+    theorem_scalings,
+    theorem_table,
+)
 
 EXPONENTS = {
     "standard": {"N": 2, "d": 0, "M": 0},
@@ -48,3 +54,9 @@ def test_a_slope_is_fitted_to_the_points_given() -> None:
 def test_blocks_fill_the_memory() -> None:
     assert flash2_blocks(64, 65_536) == 256
     assert flash2_blocks(64, 100) == 1
+
+
+def test_table_holds_exponent_and_slope(scalings: list[Scaling]) -> None:
+    table = theorem_table(scalings)
+    assert [row[3] for row in table.rows] == [float(n) for axes in EXPONENTS.values() for n in axes.values()]
+    assert [row[4] for row in table.rows] == pytest.approx([each.slope for each in scalings], abs=0.005)

@@ -132,7 +132,7 @@ SMALL = (
     AttentionCase(1, 65, 500, 3, 1, 128, dtype="float16"),
     AttentionCase(1, 400, 400, 1, 1, 64, causal=True, dtype="float16"),
     AttentionCase(2, 17, 64, 2, 2, 128, dtype="float16"),
-    AttentionCase(3, 20, 20, 60, 60, 64, dtype="float16"),  # the gradient kernel finishes some of dQ itself
+    AttentionCase(1, 9, 9, 140, 140, 64, dtype="float16"),  # the gradient kernel finishes some of dQ itself
 )
 FORWARD_ONLY = (
     AttentionCase(2, 300, 500, 4, 2, 64, causal=True, window=100, sinks=True, backward=False),

@@ -230,7 +230,7 @@ OPERATIONS = (
             CachedCase(1, 1, 1, 1, 16, 1),
             CachedCase(2, 1, 4, 1, 64, 700, dtype="float16"),  # decoding
             CachedCase(1, 4, 2, 1, 24, 600, sinks=True),
-            CachedCase(1, 1, 1, 1, 32, 4400, page_size=8),
+            CachedCase(1, 1, 1, 1, 32, 1200, page_size=8),
             CachedCase(2, 3, 2, 1, 16, 90, unit="chunk", dtype="float16"),
             CachedCase(2, 3, 2, 1, 16, 90, unit="segment"),
             CachedCase(2, 3, 2, 1, 16, 90, unit="row", alibi=True),
