@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from lit_eff.kernels.attention.call import AttentionCall
 from lit_eff.profiling.devices import get_device
 from tests.kernels.compiling import compile_all
+from tests.kernels.in_python import in_python
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
@@ -78,20 +77,6 @@ def test_every_form_fits(tmp_path: Path) -> None:
     check(compile_all(PROGRAM, forms, tmp_path))
 
 
-def in_python(name: str) -> Callable[..., Any]:
-    """A function of turns.py, which holds scalar arithmetic only, as plain Python."""
-    scalars = SimpleNamespace(
-        minimum=min,
-        maximum=max,
-        cdiv=lambda a, b: -(-a // b),
-        where=lambda condition, a, b: a if condition else b,
-    )
-    names = {**vars(turns), "gl": scalars}
-    if name == "_turn":
-        names["_key_blocks_seen"] = in_python("_key_blocks_seen")
-    return FunctionType(getattr(turns, name).fn.__code__, names)
-
-
 @pytest.mark.parametrize("at_once", [132, 114, 78])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", list(GRADIENT_TILES))
@@ -124,9 +109,9 @@ def test_programs_take_every_turn_and_never_wait_for_ever(
     launch = launches(sizes, head_dim, causal)[1]
     problem = turns.Problem(**{name: launch.arguments[name] for name in turns.Problem._fields})
     tiles = (GRADIENT_TILES[head_dim].block_m, GRADIENT_TILES[head_dim].block_n, causal)
-    work_of, block_of, turn_of, seen_by = (
-        in_python(name) for name in ("work_of", "query_block", "_turn", "_key_blocks_seen")
-    )
+    work_of, block_of = in_python(turns.work_of), in_python(turns.query_block)
+    seen_by = in_python(turns._key_blocks_seen)
+    turn_of = in_python(turns._turn, _key_blocks_seen=seen_by)
 
     def steps_of(item: int) -> list[tuple[Any, int]]:
         work = work_of(item, problem, *tiles)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from random import Random
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.kernels.catalogue import get_operation
 from lit_eff.profiling.modelled import ModelledLaunch
+from tests.kernels.in_python import Anything, Number, Pointer, ignore, in_python
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
@@ -28,63 +29,8 @@ from lit_eff.kernels.attention.with_cache.specimens import CachedCase, cached_ca
 from lit_eff.kernels.attention.with_cache.tiles import HOPPER, Unit
 
 
-class Number(int):
-    """An integer that has been loaded."""
-
-    def to(self, _: Any) -> Number:
-        return self
-
-
-class Pointer(tuple[int, ...]):
-    """A tensor of integers, whose addresses are their values."""
-
-    def __add__(self, i: Any) -> Any:
-        return Number(self[i])
-
-
-class Anything:
-    """Barriers and shared memory, of which nothing is kept."""
-
-    def __init__(self, *shape: int) -> None:
-        self.shape = shape
-
-    def index(self, _: int) -> Anything:
-        return self
-
-    def _reinterpret(self, *_: Any) -> Anything:
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        return Anything(*self.shape)
-
-
 def len_of(own: list[int], _: Any) -> int:
     return len(own)
-
-
-def ignore(*_: Any, **__: Any) -> None:
-    pass
-
-
-NO_BARRIERS = SimpleNamespace(wait=ignore, expect=ignore, arrive=ignore)
-
-
-def in_python(module: ModuleType, name: str, place: int, programs: int, **changes: Any) -> Callable[..., Any]:
-    """A function of scalar arithmetic as plain Python, as program ``place`` of ``programs`` runs it."""
-    scalars = SimpleNamespace(
-        minimum=min,
-        maximum=max,
-        cdiv=lambda a, b: -(-a // b),
-        where=lambda condition, a, b: a if condition else b,
-        load=lambda value, mask=True, other=0: value if mask else Number(other),
-        int32=None,
-        int64=None,
-        program_id=lambda _: place,
-        num_programs=lambda _: programs,
-        static_range=range,
-    )
-    functions = {"gl": scalars, "tl": scalars, "mbarrier": NO_BARRIERS, **changes}
-    return FunctionType(getattr(module, name).fn.__code__, {**vars(module), **functions})
 
 
 def modelled(name: str, case: Any) -> list[ModelledLaunch]:
@@ -114,11 +60,20 @@ def drawn_forwards() -> list[AttentionCase]:
         starts = keys >= queries and random.random() < 0.3
         cases.append(
             AttentionCase(
-                random.randint(1, 3), queries, keys, 4, random.choice((1, 2, 4)), random.choice((64, 128)),
-                causal=random.random() < 0.5, window=random.choice((None, random.randint(1, 400))),
-                starts=starts, sinks=random.random() < 0.3, backward=False, dtype="bfloat16",
+                random.randint(1, 3),
+                queries,
+                keys,
+                4,
+                random.choice((1, 2, 4)),
+                random.choice((64, 128)),
+                causal=random.random() < 0.5,
+                window=random.choice((None, random.randint(1, 400))),
+                starts=starts,
+                sinks=random.random() < 0.3,
+                backward=False,
+                dtype="bfloat16",
             )
-        )  # fmt: skip
+        )
     return cases
 
 
@@ -153,15 +108,20 @@ def test_forward_copies_as_modelled(case: AttentionCase) -> None:
             if i % programs == (place if i // programs % 2 == 0 else programs - 1 - place)
         ]
         turns_in_all += len(own)
-        sight = in_python(schedule, "sight", place, programs)
-        blocks = in_python(schedule, "_key_blocks", place, programs, sight=sight)
-        placed = in_python(schedule, "_place", place, programs)
-        tile_of = in_python(schedule, "tile_of", place, programs, _key_blocks=blocks, _place=placed)
-        load_first = in_python(forward, "_load_first", place, programs, load_next=load_next, ROWS=64)
-        produce = in_python(
-            forward, "_produce", place, programs, load_next=load_next, _load_first=load_first, ROWS=64,
-            tile_of=tile_of, turns_of=partial(len_of, own),
-        )  # fmt: skip
+        here = partial(in_python, place=place, programs=programs)
+        sight = here(schedule.sight)
+        blocks = here(schedule._key_blocks, sight=sight)
+        placed = here(schedule._place)
+        tile_of = here(schedule.tile_of, _key_blocks=blocks, _place=placed)
+        load_first = here(forward._load_first, load_next=load_next, ROWS=64)
+        produce = here(
+            forward._produce,
+            load_next=load_next,
+            _load_first=load_first,
+            ROWS=64,
+            tile_of=tile_of,
+            turns_of=partial(len_of, own),
+        )
         consumers = arguments["CONSUMERS"]
         produce(
             "q", "k", "v", None, None, None, problem, consumers, arguments["BLOCK_N"], arguments["CAUSAL"]
@@ -213,17 +173,23 @@ def test_gradient_copies_as_modelled(case: AttentionCase) -> None:
         counts["turns"] += 4 * ("st.release" in text)
 
     for place in range(programs):
-        work_of = in_python(turns, "work_of", place, programs)
-        query_block = in_python(turns, "query_block", place, programs)
-        loader = in_python(
-            gradient, "_load_tiles", place, programs, _load=load, _wait_before=ignore, work_of=work_of,
+        here = partial(in_python, place=place, programs=programs)
+        work_of = here(turns.work_of)
+        query_block = here(turns.query_block)
+        loader = here(
+            gradient._load_tiles,
+            _load=load,
+            _wait_before=ignore,
+            work_of=work_of,
             query_block=query_block,
-        )  # fmt: skip
+        )
         loader("q", "k", "v", "dout", "lse", "delta", Anything(2), Anything(2), problem, *tiles)
-        seen = in_python(turns, "_key_blocks_seen", place, programs)
-        adder = in_python(
-            turns, "add_in_turn", place, programs, work_of=work_of, query_block=query_block,
-            _turn=in_python(turns, "_turn", place, programs, _key_blocks_seen=seen),
+        seen = here(turns._key_blocks_seen)
+        adder = here(
+            turns.add_in_turn,
+            work_of=work_of,
+            query_block=query_block,
+            _turn=here(turns._turn, _key_blocks_seen=seen),
             _wait_for_count=lambda p, count, nap: looks.update(turns=4 * (count > 0)),
             tma=SimpleNamespace(
                 async_copy_shared_to_global=lambda *_: counts.update(first=block_m * row_float),
@@ -231,7 +197,7 @@ def test_gradient_copies_as_modelled(case: AttentionCase) -> None:
             ),
             _async_add_shared_to_global=lambda *_: counts.update(added=block_m * row_float),
             block_barrier=ignore,
-        )  # fmt: skip
+        )
         adder.__globals__["gl"].inline_asm_elementwise = assembly
         adder("dq_sum", 0, Anything(1), Anything(2), Anything(1), problem, *tiles)
     sums = dq = 0
@@ -241,7 +207,7 @@ def test_gradient_copies_as_modelled(case: AttentionCase) -> None:
         there = range(i_m * block_m, min((i_m + 1) * block_m, case.queries), lines)
         sums += len(there) * lines * row_float
         dq += (min((i_m + 1) * block_m, case.queries) - i_m * block_m) * row
-        looks["turns"] += 4 * (in_python(turns, "_key_blocks_seen", 0, 1)(i_m, problem, *tiles) > 0)
+        looks["turns"] += 4 * (in_python(turns._key_blocks_seen)(i_m, problem, *tiles) > 0)
     traffic = each.traffic
     assert traffic.reads == copies.requested | {"dq_sum": sums, "turns": looks["turns"]}
     like_k = case.batch * case.keys * case.kv_heads * row
@@ -285,10 +251,13 @@ def test_cache_copies_as_modelled(case: CachedCase) -> None:
         return Number(table[place] if mask else other)
 
     problem = hopper_items.Problem(
-        Pointer(lengths), None if counts is None else Pointer(counts), Table() if case.page_size else None,
-        arguments["stride_table_b"], arguments["stride_table_p"],
+        Pointer(lengths),
+        None if counts is None else Pointer(counts),
+        Table() if case.page_size else None,
+        arguments["stride_table_b"],
+        arguments["stride_table_p"],
         *(arguments[name] for name in hopper_items.Problem._fields[5:]),
-    )  # fmt: skip
+    )
     block_n, unit = arguments["BLOCK_N"], arguments["UNIT"]
     ring = SimpleNamespace(
         tiles=Anything(arguments["SLOTS"], block_n, case.head_dim), full=Anything(), empty=Anything()
@@ -306,17 +275,18 @@ def test_cache_copies_as_modelled(case: CachedCase) -> None:
         return item._replace(i_b=Number(item.i_b))
 
     for place in range(programs):
-        row_tile = in_python(combine, "row_tile", place, programs)
-        places = in_python(hopper_load, "_places", place, programs)
+        here = partial(in_python, place=place, programs=programs)
+        row_tile = here(combine.row_tile)
+        places = here(hopper_load._places)
         places.__globals__["gl"].load = load
         tma = SimpleNamespace(async_copy_global_to_shared=copy)
-        load_tile = in_python(hopper_load, "_load_tile", place, programs, COLUMNS=64, tma=tma)
-        produce = in_python(
-            hopper_load, "produce", place, programs, _places=places, _load_tile=load_tile,
-            item_of=partial(
-                item_of, plain=in_python(hopper_items, "item_of", place, programs, row_tile=row_tile)
-            ),
-        )  # fmt: skip
+        load_tile = here(hopper_load._load_tile, COLUMNS=64, tma=tma)
+        produce = here(
+            hopper_load.produce,
+            _places=places,
+            _load_tile=load_tile,
+            item_of=partial(item_of, plain=here(hopper_items.item_of, row_tile=row_tile)),
+        )
         block = SimpleNamespace(shape=(1, copied, 1, 64), nbytes=0)
         k, v = (SimpleNamespace(name=name, block_type=block, dtype=None, layout=None) for name in "kv")
         produce(k, v, ring, ring, problem, *constants)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from lit_eff.kernels.attention.with_cache.paths import obstacle
 from lit_eff.kernels.attention.with_cache.tiles import HOPPER, CacheTiles, Deal, Unit, cache_tiles, deal
 from lit_eff.profiling.devices import get_device
 from tests.kernels.compiling import compile_all
+from tests.kernels.in_python import Pointer, in_python
 from tests.kernels.test_with_cache_resources import USUAL
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
@@ -144,33 +144,6 @@ def test_deal(row_tiles: int, slots: int, unit: Unit, items: int) -> None:
     share = deal(cache_tiles(128, 2, 90), slots, row_tiles, 132, HOPPER)
     assert share.unit is unit
     assert row_tiles * share.runs == items
-
-
-class Number(int):
-    """An integer that has been loaded."""
-
-    def to(self, _: Any) -> Number:
-        return self
-
-
-class Pointer(tuple[int, ...]):
-    """A tensor of integers, whose addresses are their values."""
-
-    def __add__(self, i: Any) -> Any:
-        return Number(self[i])
-
-
-def in_python(function: Any, **changes: Any) -> Callable[..., Any]:
-    """A function of scalar arithmetic as plain Python; ``changes`` are other functions that it calls."""
-    module = {"combine": combine, "hopper": hopper, "hopper_items": hopper_items, "hopper_load": hopper_load}[
-        function.fn.__module__.rpartition(".")[2]
-    ]
-    scalars = SimpleNamespace(
-        minimum=min, maximum=max, cdiv=lambda a, b: -(-a // b), load=lambda value: value, int32=None,
-        where=lambda condition, a, b: a if condition else b,
-        program_id=lambda _: changes["place"], num_programs=lambda _: changes["programs"],
-    )  # fmt: skip
-    return FunctionType(function.fn.__code__, {**vars(module), "gl": scalars, "tl": scalars, **changes})
 
 
 class Record:

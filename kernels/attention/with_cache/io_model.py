@@ -158,6 +158,7 @@ def units_of(slots: range, tiles: CacheTiles, share: Deal) -> range:
 
 
 def unit_slots(tiles: CacheTiles, share: Deal) -> int:
+    """Of a chunk, or of a segment."""
     return tiles.chunk if share.unit is Unit.CHUNK else tiles.segment
 
 
