@@ -208,7 +208,7 @@ def count_traffic() -> Iterator[list[KernelCount]]:
         counter.place({**dict(zip(self.arg_names, args_host, strict=False)), **kwargs_host})
         return args_host, kwargs_host
 
-    patches = [
+    patches: list[Any] = [
         mock.patch.object(executor, "__call__", counted_run),
         mock.patch.object(executor, "_init_args_hst", placed_arguments),
     ]

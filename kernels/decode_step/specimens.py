@@ -112,7 +112,8 @@ def _drawn(case: StepCase, device: torch.device, capability: int, form: Form) ->
     shape, plan, count = case.shape, case.plan(device, capability, form), case.rows
 
     def randn(*size: int) -> Tensor:
-        return size[-1] ** -0.5 * torch.randn(*size, dtype=case.element, device=device)
+        scale: float = size[-1] ** -0.5
+        return scale * torch.randn(*size, dtype=case.element, device=device)
 
     weights = Weights(
         randn(shape.vocabulary, shape.channels),

@@ -7,6 +7,8 @@ Shapes: N rows, B sequences, V vocabulary, J draws, M nodes, R parents, C childr
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,31 +30,44 @@ from lit_eff.kernels.sampling.tree import Tree
 FINE_BITS = BINS.bit_length() - 1  # of a distance, below its coarse bin
 
 
+def spread(parameters: Parameters, each: int) -> Parameters:
+    """A sequence's for each of its rows."""
+    tensors: dict[str, Any] = {
+        name: of if of is None else of.repeat_interleave(each) for name, of in vars(parameters).items()
+    }
+    return Parameters(**tensors)
+
+
+def _tokens(logits_NV: Tensor, own: Parameters, draws: int, purpose: int) -> Tensor:
+    """Drawn by the reference, (N, J)."""
+    truncations = (own.top_k, own.top_p, own.min_p)
+    return sample_reference(logits_NV, own.temperature, *truncations, own.seed, own.position, draws, purpose)[
+        0
+    ]
+
+
 def rows_of(
     logits_NV: Tensor, parameters: Parameters, *, draft: bool = False, draws: int = 0, purpose: int = 0
 ) -> list[Row]:
     """A row's sequence follows from how many rows each has; ``draws`` tokens are drawn from it."""
     rows, sequences = logits_NV.shape[0], len(parameters.seed)
     each = rows // sequences
-    spread = [_spread(value, each) for value in vars(parameters).values()]
-    temperature_N, top_k_N, top_p_N = spread[:3]
-    assert temperature_N is not None
+    own = spread(parameters, each)
     drawn: list[list[int]] = [[]] * rows
     if draws:
-        token_NJ, _ = sample_reference(logits_NV, *spread, draws, purpose)  # type: ignore[arg-type]
-        drawn = token_NJ.tolist()
+        drawn = _tokens(logits_NV, own, draws, purpose).tolist()
     z_NV = logits_NV.float()
     sound_N = z_NV.amax(1).isfinite()
-    sorted_NV = distances(torch.where(sound_N[:, None], z_NV, 0.0), temperature_N).sort(1).values
+    sorted_NV = distances(torch.where(sound_N[:, None], z_NV, 0.0), own.temperature).sort(1).values
     sums_NV = weights_of(sorted_NV).cumsum(1)
     return [
         _row(
             Row(draft, n, n // each, drawn=tuple(token for token in drawn[n] if token >= 0)),
             sorted_NV[n],
             sums_NV[n],
-            0 if top_k_N is None else int(top_k_N[n]),
-            1.0 if top_p_N is None else float(top_p_N[n]),
-            bool(sound_N[n]) and float(temperature_N[n]) != 0.0,
+            0 if own.top_k is None else int(own.top_k[n]),
+            1.0 if own.top_p is None else float(own.top_p[n]),
+            bool(sound_N[n]) and float(own.temperature[n]) != 0.0,
         )
         for n in range(rows)
     ]
@@ -80,15 +95,12 @@ def _row(row: Row, sorted_V: Tensor, sums_V: Tensor, top_k: int, top_p: float, s
     return row
 
 
-def drafts_of(
-    draft_NV: Tensor, parameters: Parameters, tree: Tree, stray: float, purpose: int = PURPOSES["draft"]
-) -> Tensor:
+def drafts_of(draft_NV: Tensor, parameters: Parameters, tree: Tree, stray: float) -> Tensor:
     """Drafts (B, M): children drawn from their parent's row, but a share ``stray`` that is any number from -1
     to V, so absent, out of the vocabulary, an elder sibling's, or not to be drawn.
     """
     batch, vocabulary = len(parameters.seed), draft_NV.shape[1]
-    spread = (_spread(each, len(tree.families)) for each in vars(parameters).values())
-    token_NC, _ = sample_reference(draft_NV, *spread, tree.width, purpose)  # type: ignore[arg-type]
+    token_NC = _tokens(draft_NV, spread(parameters, len(tree.families)), tree.width, PURPOSES["draft"])
     drafts_BM = torch.full((batch, len(tree.parents)), -1, dtype=torch.int64, device=draft_NV.device)
     for r, children in enumerate(tree.families.values()):
         drafts_BM[:, children] = token_NC.view(batch, -1, tree.width)[:, r, : len(children)]
@@ -127,14 +139,9 @@ def walks_of(
 
 def _could_be_drawn(draft_NV: Tensor, drafts_BM: Tensor, tree: Tree, parameters: Parameters) -> Tensor:
     """Whether a draft's token has a weight in its parent's row, (B, M)."""
-    chosen = (_spread(each, len(tree.families)) for each in list(vars(parameters).values())[:4])
-    weights_NV = kept_weights(draft_NV, *chosen)  # type: ignore[arg-type]
+    own = spread(parameters, len(tree.families))
+    weights_NV = kept_weights(draft_NV, own.temperature, own.top_k, own.top_p, own.min_p)
     weights_BRV = weights_NV.view(len(drafts_BM), len(tree.families), -1)
     rows = [list(tree.families).index(parent) for parent in tree.parents]
     tokens_BM1 = drafts_BM.clamp(0, draft_NV.shape[1] - 1)[:, :, None]
     return weights_BRV[:, rows].gather(2, tokens_BM1)[:, :, 0] > 0
-
-
-def _spread(values_B: Tensor | None, each: int) -> Tensor | None:
-    """A sequence's value for each of its rows."""
-    return None if values_B is None else values_B.repeat_interleave(each)

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     """A row of logits: where it is, and what its truncation comes to.
 
     Args:
-        draft: whether it is one of the draft's; ``index`` is its place there.
+        draft: whether it is one of the draft's, at ``place`` there.
         sequence: whose parameters it takes.
         alive: tokens near enough to weigh something, where coarse bins are filled; 0 where they are not.
         count_bin, count_fine: coarse and fine bin of top-k's border, -1 where it has none.
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """
 
     draft: bool
-    index: int
+    place: int
     sequence: int
     alive: int = 0
     count_bin: int = -1
@@ -83,7 +83,7 @@ class SamplingModel:
         return min(self.plan.block, self.vocabulary - i_v * self.plan.block)
 
     def read_block(self, to: Requests, row: Row, i_v: int) -> None:
-        first = row.index * self.vocabulary + i_v * self.plan.block
+        first = row.place * self.vocabulary + i_v * self.plan.block
         name = "draft" if row.draft else "target"
         to.read(name, span(first, self.block_size(i_v), self.logit_bytes))
 

@@ -116,7 +116,10 @@ class AcceptCase(SelectionCase):
 
 
 def on(device: torch.device, parameters: Parameters) -> Parameters:
-    return Parameters(*(None if each is None else each.to(device) for each in vars(parameters).values()))  # type: ignore[arg-type]
+    tensors: dict[str, Any] = {
+        name: each if each is None else each.to(device) for name, each in vars(parameters).items()
+    }
+    return Parameters(**tensors)
 
 
 def counting_device(device: torch.device) -> torch.device:
@@ -271,8 +274,10 @@ def draw_penalty(random: Random) -> PenaltyCase:
     )
 
 
-ALL: dict[str, bool] = {"top_k": True, "top_p": True, "min_p": True}
-EVERY_PENALTY = dict.fromkeys(("bias", "counts", "prompt", "repetition", "presence", "frequency"), True)
+ALL: dict[str, Any] = {"top_k": True, "top_p": True, "min_p": True}
+EVERY_PENALTY: dict[str, Any] = dict.fromkeys(
+    ("bias", "counts", "prompt", "repetition", "presence", "frequency"), True
+)
 FORK = (-1, -1, 0, 0, 1, 1, 1)
 
 OPERATIONS = (
