@@ -177,7 +177,7 @@ OPERATIONS = (
             StepCase(3, slots=300, keys=64, layers=1),
             StepCase(2, slots=300, keys=128, least=260, layers=1, dtype="float32"),
             StepCase(1, programs=1, layers=1),
-            StepCase(2, channels=32, inner=16, programs=18, layers=1),
+            StepCase(2, channels=16, inner=16, programs=18, layers=1, dtype="float32"),
             StepCase(17, 16, 1, 1, 16, 16, 1, programs=3),
             StepCase(5, slots=1, layers=1, programs=3),
             StepCase(3, inner=400, layers=1, programs=4),
