@@ -208,7 +208,7 @@ def count_traffic() -> Iterator[list[KernelCount]]:
         counter.place({**dict(zip(self.arg_names, args_host, strict=False)), **kwargs_host})
         return args_host, kwargs_host
 
-    patches: list[Any] = [
+    patches = [
         mock.patch.object(executor, "__call__", counted_run),
         mock.patch.object(executor, "_init_args_hst", placed_arguments),
     ]
@@ -218,7 +218,7 @@ def count_traffic() -> Iterator[list[KernelCount]]:
         if hasattr(builder, name)  # Triton 3.9 adds atomic loads, stores and polls
     ]
     # Of dependent launches, which the interpreter lacks: it runs them one after the other anyway.
-    patches += [mock.patch.object(cuda, name) for name in DEPENDENT_LAUNCH]
+    patches += [mock.patch.object(cuda, name, mock.Mock(return_value=None)) for name in DEPENDENT_LAUNCH]
     for patch in patches:
         patch.start()
     try:
