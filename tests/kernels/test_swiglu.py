@@ -158,7 +158,7 @@ for outputs, capability in json.loads(sys.argv[1]):
 
 
 def test_forms_do_not_spill(tmp_path: Path) -> None:
-    forms = [(outputs, capability) for outputs in (100, 3072) for capability in (80, 90)]
+    forms = [(outputs, capability) for outputs in (17, 100, 3072) for capability in (80, 90)]
     for each in compile_all(PROGRAM, forms, tmp_path):
         assert each["spill_store_bytes"] == 0, each
         assert each["registers_per_thread"] <= 128, each
