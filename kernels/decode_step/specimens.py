@@ -111,6 +111,11 @@ def persistent_launches(case: StepCase, device: torch.device, capability: int) -
 def _drawn(case: StepCase, device: torch.device, capability: int, form: Form) -> tuple[list[Launch], Step]:
     shape, plan, count = case.shape, case.plan(device, capability, form), case.rows
 
+    # Drawn on the CPU whatever the device: the I/O model needs to know. First, to be the same on all.
+    token_N = torch.randint(shape.vocabulary, (count,))
+    position_N = torch.randint(case.least, case.slots, (count,)).int()
+    sequence_N = torch.randint(case.sequences, (count,)).int()
+
     def randn(*size: int) -> Tensor:
         scale: float = size[-1] ** -0.5
         return scale * torch.randn(*size, dtype=case.element, device=device)
@@ -124,10 +129,6 @@ def _drawn(case: StepCase, device: torch.device, capability: int, form: Form) ->
         randn(shape.layers, shape.channels, shape.inner),
         *torch.rand(2, case.slots, shape.head_dim // 2, device=device),
     )
-    # Drawn on the CPU whatever the device: the I/O model needs to know.
-    token_N = torch.randint(shape.vocabulary, (count,))
-    position_N = torch.randint(case.least, case.slots, (count,)).int()
-    sequence_N = torch.randint(case.sequences, (count,)).int()
     history_BS = torch.zeros(case.sequences, case.slots, dtype=torch.int64)
     row = Rows(*(each.to(device) for each in (token_N, position_N, sequence_N, history_BS)))
     size = (shape.layers, case.sequences, case.slots, shape.kv_heads, shape.head_dim)
