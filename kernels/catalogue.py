@@ -32,6 +32,11 @@ FOLDERS = {
     "propagate": "propagate",
     "confidence": "confidence",
     "cross_entropy": "cross_entropy",
+    "decode_step": "decode_step",
+    "decode_step_persistent": "decode_step",
+    "sampling": "sampling",
+    "acceptance": "sampling",
+    "penalties": "sampling",
 }
 
 
@@ -47,7 +52,8 @@ class Operation:
         launches: ``(case, device, capability)`` to launches on new tensors, in order. ``device`` is ``cpu``
             (for the interpreter), ``meta`` (to compile) or ``cuda``; ``capability`` (10 * major + minor)
             chooses tiles. Contents are drawn with a fixed seed.
-        gluon: written in Gluon, for which there is no interpreter: modelled, compiled and measured only.
+        gluon: written in Gluon, or of programs that wait for one another: nothing for the interpreter, so
+            modelled, compiled and measured only.
     """
 
     name: str

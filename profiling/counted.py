@@ -218,7 +218,7 @@ def count_traffic() -> Iterator[list[KernelCount]]:
         if hasattr(builder, name)  # Triton 3.9 adds atomic loads, stores and polls
     ]
     # Of dependent launches, which the interpreter lacks: it runs them one after the other anyway.
-    patches += [mock.patch.object(cuda, name, lambda **_: None) for name in DEPENDENT_LAUNCH]
+    patches += [mock.patch.object(cuda, name, mock.Mock(return_value=None)) for name in DEPENDENT_LAUNCH]
     for patch in patches:
         patch.start()
     try:

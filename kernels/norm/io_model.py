@@ -1,6 +1,7 @@
 """The exact bytes that the norms' kernels request from HBM, program by program: pure arithmetic.
 
-Tensor names are the kernels' pointer arguments without ``p_``. Sectors are those of rows that lie side by side.
+Tensor names are the kernels' pointer arguments without ``p_``. Sectors are those of
+rows side by side.
 """
 
 from __future__ import annotations

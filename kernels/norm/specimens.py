@@ -56,7 +56,9 @@ def draw(random: Random) -> NormCase:
     return NormCase(
         random.randint(1, 40),
         random.randint(1, 600),
-        *(coin() for _ in range(3)),
+        coin(),
+        coin(),
+        coin(),
         residual=random.choice(("", "float16", "float32")),
         dtype=random.choice(("float16", "float32")),
     )

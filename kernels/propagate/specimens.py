@@ -96,7 +96,9 @@ OPERATIONS = (
             PropagateCase(4, 1, 1, 64, rotary=64, ragged=True, norm="layer", dtype="float32"),
             PropagateCase(17, 1, 1, 32, rotary=32, k_norm=True, positions=True, ragged=True, layers=1),
         ),
-        typical=PropagateCase(64, 1, 8, 128, 4096, rotary=128, page=16, layers=16, channels=4096, dtype="bfloat16"),
+        typical=PropagateCase(
+            64, 1, 8, 128, 4096, rotary=128, page=16, layers=16, channels=4096, dtype="bfloat16"
+        ),
         draw=draw,
         launches=launches,
     ),

@@ -14,6 +14,7 @@ from lit_eff.kernels.linear.epilogue import silu
 from lit_eff.profiling.launch import Launch
 
 TILE = 2048  # elements of a tensor that a program takes
+MAX_ROWS = 16  # of a tile: the addresses of more, where rows are not aligned, spill
 NUM_WARPS = 4
 
 
@@ -56,7 +57,7 @@ def swiglu_backward_kernel(
 def tile_sizes(outputs: int) -> tuple[int, int]:
     """Rows and outputs of a program's tile."""
     block = min(TILE, max(16, 1 << (outputs - 1).bit_length()))
-    return TILE // block, block
+    return min(TILE // block, MAX_ROWS), block
 
 
 def programs(rows: int, outputs: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lit_eff.bench.interpreted import patched_once
 from lit_eff.kernels.catalogue import FOLDERS, Operation, get_operation
 from lit_eff.profiling.counted import count_traffic
 from tests.kernels.counting import by_buffer, requested
@@ -25,7 +26,7 @@ def operations() -> list[Operation]:
 def assert_counted_as_modelled(operation: Operation, case: Any) -> None:
     torch.manual_seed(0)
     launches = operation.launches(case, torch.device("cpu"), 90)
-    with count_traffic() as counts:
+    with patched_once(), count_traffic() as counts:
         for each in launches:
             each.launch.run()
     for count, each in zip(counts, launches, strict=True):

@@ -1,47 +1,31 @@
-"""Bytes that a decode step requests of weights and cache, counted in the interpreter, equal the model."""
+"""What a decode step's I/O model says of a real model. Counted as modelled: `test_catalogue`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
-
-import pytest
-import torch
-
 from lit_eff.kernels.decode_step.arguments import Shape
-from lit_eff.kernels.decode_step.io_model import layers_traffic, weight_bytes
-from lit_eff.profiling.counted import count_traffic
-from tests.kernels.counting import requested
-from tests.kernels.step_cases import SMALL, SMALL_PLAN, StepCase
+from lit_eff.kernels.decode_step.call import PHASES
+from lit_eff.kernels.decode_step.io_model import Step, weight_bytes
+from lit_eff.kernels.decode_step.plan import plan_of
+from lit_eff.profiling.modelled import Traffic
 
-KEPT = {"qkv", "output", "gate_up", "down", "embedding", "k", "v", "history"}
+TINY_LLAMA = Shape(22, 2048, 32, 4, 64, 5632, 32_000)
+MATRICES = ("qkv", "output", "gate_up", "down")
 
 
-@pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("count", [1, 4, 18])
-@pytest.mark.parametrize(
-    "shape", [SMALL, replace(SMALL, channels=80, heads=3, kv_heads=1, head_dim=32)], ids=str
-)
-def test_counts_are_as_modelled(shape: Shape, count: int) -> None:
-    case = StepCase(shape)
-    positions = [(7 * index + 15) % case.slots for index in range(count)]
-    row = case.rows([index % shape.vocabulary for index in range(count)], positions, [1] * count)
-    with count_traffic() as launches:
-        case.run(row, SMALL_PLAN)
-    modelled = layers_traffic(shape, positions, 4, 4)
-    for kind, expected in (("loads", modelled.reads), ("stores", modelled.writes)):
-        counted: Counter[str] = Counter()
-        for launch in launches:
-            counted.update(requested(launch, kind))
-        assert {name: size for name, size in counted.items() if name in KEPT} == expected
+def traffic(rows: int) -> Traffic:
+    """One launch on an H100, every row at slot 256."""
+    shape = TINY_LLAMA
+    plan = plan_of(shape.qkv // 2, shape.channels, shape.inner, 132, 90)
+    rows_at = ([1] * rows, [256] * rows, [0] * rows)
+    return Step(shape, plan, 2, *rows_at, cached_sequences=1, slots=512).traffic(PHASES)
 
 
 def test_weights_are_read_once_up_to_a_tile_of_rows() -> None:
-    """A step of 1.1B is all weights: one row's keys and values at slot 256 are less than a half percent."""
-    shape = Shape(22, 2048, 32, 4, 64, 5632, 32_000)
-    traffic = layers_traffic(shape, [256], 2, 2)
-    matrices = sum(traffic.reads[name] for name in ("qkv", "output", "gate_up", "down"))
-    assert matrices + 2 * 32_000 * 2048 == weight_bytes(shape, torch.bfloat16.itemsize)
-    assert traffic.total < 1.005 * matrices
-    sixteen = layers_traffic(shape, [256] * 16, 2, 2)
-    assert all(sixteen.reads[name] == traffic.reads[name] for name in ("qkv", "gate_up", "down"))
+    """What is new to the chip in a step of 1.1B is all weights; the rest a step asks for comes from L2."""
+    one, sixteen = traffic(1), traffic(16)
+    matrices = sum(one.reads[name] for name in MATRICES)
+    assert matrices + 2 * 32_000 * 2048 == weight_bytes(TINY_LLAMA, 2)
+    assert one.sectors is not None
+    assert matrices < one.sectors < 1.005 * matrices
+    assert all(sixteen.reads[name] == one.reads[name] for name in MATRICES)
+    assert traffic(17).reads["down"] == 2 * one.reads["down"]

@@ -14,12 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_eff.errors import UserError
+from lit_eff.kernels.catalogue import get_operation
 from lit_eff.kernels.norm import call as norm_call
-from lit_eff.kernels.norm import layer_norm, rms_norm
-from lit_eff.kernels.norm.io_model import NormShape, backward_traffic, forward_traffic
-from lit_eff.profiling.counted import count_traffic
-from tests.kernels.counting import requested
+from lit_eff.kernels.norm import layer_norm, rms_norm, specimens
 from tests.kernels.norm_cases import CASES, F16, F32, NormCase
+from tests.kernels.test_catalogue import assert_counted_as_modelled
 
 
 @pytest.fixture(params=[2, 512], ids=lambda most: f"{most} programs")
@@ -171,26 +170,10 @@ def test_autocast_changes_no_dtype() -> None:
         assert layer_norm(x, None, None, 1e-5, out_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("case", [*CASES, NormCase(37, 64, residual=F16), NormCase(2, 5000)], ids=str)
-def test_counts_are_as_modelled(case: NormCase) -> None:
-    tensors = case.draw(F32)
-    shape = NormShape(
-        case.rows,
-        case.channels,
-        x_bytes=4,
-        residual_bytes=case.residual.itemsize if case.residual else 0,
-        sum_bytes=4,
-        out_bytes=4,
-        weight_bytes=4 * case.gain,
-        bias_bytes=4 * case.shift,
-    )
-    with count_traffic() as launches:
-        case.ours(tensors)
-    for count, modelled in zip(launches, (forward_traffic(shape), backward_traffic(shape)), strict=True):
-        assert requested(count, "loads") == modelled.reads
-        assert requested(count, "stores") == modelled.writes
-        assert count.atomic_bytes == 0
+@pytest.mark.usefixtures("interpreter", "programs")
+def test_counts_are_as_modelled_however_many_tiles_a_program_takes() -> None:
+    case = specimens.NormCase(33, 130, shift=True, residual="float32")
+    assert_counted_as_modelled(get_operation("norm"), case)
 
 
 def test_what_is_refused() -> None:

@@ -14,12 +14,8 @@ from hypothesis import strategies as st
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.with_cache import attention_with_cache
 from lit_eff.kernels.rope import RotaryTables, rope_cache_write, rotary_tables
-from lit_eff.kernels.rope import call as rope_call
-from lit_eff.kernels.rope.io_model import RopeShape, rope_traffic
 from lit_eff.models.config import ModelConfig
 from lit_eff.models.layers import inverse_frequencies, rotary_table, rotate
-from lit_eff.profiling.counted import count_traffic
-from tests.kernels.counting import requested
 from tests.kernels.rope_cases import CASES, RopeCase, plain, run
 
 F16, F32 = torch.float16, torch.float32
@@ -224,36 +220,6 @@ def test_infinities_stay_in_their_channels() -> None:
     assert q[..., 16:20].isinf().all()
     assert q[..., :16].isfinite().all()
     assert q[..., 20:].isfinite().all()
-
-
-@pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_counts_are_as_modelled(case: RopeCase) -> None:
-    arguments = case.draw(F32)
-    for name in ("q_BTHD", "k_BTKD", "v_BTKD"):  # as views of one projection they would be counted as one
-        arguments[name] = arguments[name].clone()
-    with count_traffic() as launches:
-        run(arguments, case.tile)
-    counts_B = arguments.get("query_lengths_B")
-    shape = RopeShape(
-        case.batch,
-        case.queries,
-        case.batch * case.queries if counts_B is None else int(counts_B.sum()),
-        case.heads,
-        case.kv_heads,
-        case.head_dim,
-        case.rotary,
-        element_bytes=4,
-        query_length_bytes=4 * case.ragged,
-        position_bytes=8 * case.positions,
-        page_bytes=4 * (case.page > 0),
-        gain_bytes=4 * case.norm,
-    )
-    with mock.patch.object(rope_call, "TILE", case.tile):
-        modelled = rope_traffic(shape)
-    assert requested(launches[0], "loads") == modelled.reads
-    assert requested(launches[0], "stores") == modelled.writes
-    assert launches[0].atomic_bytes == 0
 
 
 @pytest.mark.usefixtures("interpreter")
