@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +66,8 @@ def profile_page(report: ProfileReport, timeline: Timeline, figures: Mapping[str
 
 
 def _legend() -> Markup:
-    kinds = [join(element("b", name, class_=name), f" {what}; ") for name, what in _SOURCES.items()]
-    return element("p", "Every number says where it comes from: ", *kinds)
+    kinds = [join(element("b", name, class_=name), f" {what}. ") for name, what in _SOURCES.items()]
+    return element("p", "Every number says where it comes from. ", *kinds)
 
 
 def _kernels(report: ProfileReport) -> Markup | None:
@@ -103,15 +103,15 @@ def _figures(figures: Mapping[str, Figure]) -> Markup | None:
 
 
 def _table(table: ReportTable) -> Markup:
-    rows: Sequence[Sequence[str | int | float | None]] = table.rows
-    numeric = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(table.columns))]
+    """Without columns that hold nothing."""
+    kept = [i for i in range(len(table.columns)) if any(row[i] is not None for row in table.rows)]
+    numeric = [any(isinstance(row[i], int | float) for row in table.rows) for i in kept]
     cells = [
         [
-            element("td", text_of(value), class_="number" if right else None, data_value=value)
-            for value, right in zip(row, numeric, strict=True)
+            element("td", text_of(row[i]), class_="number" if right else None, data_value=row[i])
+            for i, right in zip(kept, numeric, strict=True)
         ]
-        for row in rows
+        for row in table.rows
     ]
-    return join(
-        element("h3", table.title), element("p", table.caption), sortable(table.columns, numeric, cells)
-    )
+    columns = [table.columns[i] for i in kept]
+    return join(element("h3", table.title), element("p", table.caption), sortable(columns, numeric, cells))

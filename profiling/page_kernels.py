@@ -10,47 +10,49 @@ from lit_eff.profiling.tensorboard import with_baseline
 from lit_eff.profiling.titles import shape_text, titles
 from lit_eff.profiling.traffic import BEST, UNITS, KernelTraffic, LineTraffic, Number
 
+Shown = tuple[str | float | int | None, str]  # a value and its source
+
 _OVERVIEW = (
     "kernel",
-    "requested, counted, B",
-    "requested, modelled, B",
+    "counted, B",
+    "modelled, B",
     "counted = modelled",
-    "DRAM, measured, B",
+    "DRAM, B",
     "baseline / this",
-    "seconds, measured",
+    "seconds",
     "occupancy",
 )
 
 
 def kernel_overview(records: Sequence[KernelTraffic]) -> Markup:
-    """A row a record."""
-    names = titles(records)
-    rows = [_overview(record, name) for record, name in zip(records, names, strict=True)]
+    """A row a record, without columns that no record fills."""
+    rows = [_overview(record, name) for record, name in zip(records, titles(records), strict=True)]
+    kept = [i for i in range(len(_OVERVIEW)) if any(row[i][0] is not None for row in rows)]
+    cells = [[_cell(*row[i]) for i in kept] for row in rows]
     texts = [f"{record.kernel} {shape_text(record.shape)}" for record in records]
-    return sortable(_OVERVIEW, [False, True, True, False, True, True, True, True], rows, texts)
+    return sortable([_OVERVIEW[i] for i in kept], [i not in (0, 3) for i in kept], cells, texts)
 
 
-def _overview(record: KernelTraffic, title: str) -> list[Markup]:
+def _overview(record: KernelTraffic, title: str) -> list[Shown]:
     counted, modelled = record.hbm_bytes("counted"), record.hbm_bytes("modelled")
     both = counted is not None and modelled is not None
-    verdict = ("equal to the byte" if record.counted_equals_modelled else "DIFFERENT") if both else ""
-    occupancy = record.numbers.get("occupancy", ())
-    ratio = record.compared
+    equal = ("to the byte", "") if record.counted_equals_modelled else ("DIFFERENT", "alarm")
+    occupancy = next(iter(record.numbers.get("occupancy", ())), Number(None, "unavailable"))
     return [
-        element("td", title),
-        _number(counted, "counted"),
-        _number(modelled, "modelled"),
-        element("td", verdict, class_="alarm" if verdict == "DIFFERENT" else None),
-        _number(record.hbm_bytes("measured"), "measured"),
-        _number(record.baseline_ratio, ratio[2] if ratio else ""),
-        _number(record.get("seconds", "measured"), "measured"),
-        _number(occupancy[0].value, occupancy[0].source)
-        if occupancy
-        else element("td", "–", class_="number"),
+        (title, ""),
+        (counted, "counted"),
+        (modelled, "modelled"),
+        equal if both else (None, ""),
+        (record.hbm_bytes("measured"), "measured"),
+        (record.baseline_ratio, record.compared[2] if record.compared else ""),
+        (record.get("seconds", "measured"), "measured"),
+        (occupancy.value, occupancy.source),
     ]
 
 
-def _number(value: float | int | None, source: str) -> Markup:
+def _cell(value: str | float | int | None, source: str) -> Markup:
+    if isinstance(value, str):
+        return element("td", value, class_=source or None)
     kind = "number" if value is None else f"number {source}"
     return element("td", text_of(value), class_=kind, title=source or None, data_value=value)
 

@@ -105,10 +105,9 @@ def _names(spans: Sequence[Span]) -> Markup | None:
         [
             element("td", track),
             element("td", name),
-            element("td", text_of(len(each)), class_="number", data_value=len(each)),
-            element("td", f"{1e3 * sum(each):,.4g}", class_="number", data_value=sum(each)),
-            element(
-                "td", f"{1e3 * sum(each) / len(each):,.4g}", class_="number", data_value=sum(each) / len(each)
+            *(
+                element("td", text_of(value), class_="number", data_value=value)
+                for value in (len(each), 1e3 * sum(each), 1e3 * sum(each) / len(each))
             ),
         ]
         for (track, name), each in longest[:MOST_NAMES]

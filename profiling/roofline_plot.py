@@ -30,24 +30,14 @@ PEAK_NAMES = {
 }
 MARKERS = {"forward": "o", "backward": "s", "forward and backward": "D"}
 COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:purple", "tab:orange", "tab:brown", "tab:olive")
-_OFFSETS = (
-    (0, 10),
-    (11, 0),
-    (-11, 0),
-    (0, -11),
-    (10, 10),
-    (-10, 10),
-    (10, -10),
-    (-10, -10),
-    (0, 20),
-    (20, 0),
-)
+# Where a label may stand from its point, in points of the page: the first that is free.
+_OFFSETS = ((0, 10), (11, 0), (-11, 0), (0, -11), (10, 10), (-10, 10), (10, -10), (-10, -10), (0, 20))
 _APART = 9.0  # points between the centres of two labels
 
 
 @dataclass(frozen=True)
 class Point:
-    """A kernel under the roof. ``flops_a_second`` is attained if ``timed``, else the most that the roof allows."""
+    """A kernel under the roof. ``flops_a_second`` is attained if ``timed``, else what the roof allows."""
 
     title: str
     phase: str
@@ -117,11 +107,12 @@ def roofline_figure(
     high = 50 * max(ridge, *(point.intensity for point in points))  # room for the peaks' names
     floor = min(low * device.hbm_bandwidth, *(point.flops_a_second for point in points)) / 2
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor, 3 * max(device.peaks.values())))
-    _ceilings(axes, device, l2_bandwidth)
-    _draw(axes, points)
     axes.set(xlabel="FLOP a byte of HBM traffic", ylabel="FLOP/s")
     axes.set_title(f"Roofline on {device.name}", fontsize=11, loc="left")
     beside.axis("off")
+    figure.draw_without_rendering()  # lays it out: where labels go depends on it
+    _ceilings(axes, device, l2_bandwidth)
+    _draw(axes, points)
     beside.text(0, 1, _key(points, left_out, l2_bandwidth), va="top", fontsize=8, transform=beside.transAxes)
     return figure
 
@@ -164,7 +155,7 @@ def _ceilings(axes: Axes, device: Device, l2_bandwidth: Number | None) -> None:
 
 
 def _angle(axes: Axes) -> float:
-    """Degrees that a line of slope 1 makes on the logarithmic page, before it is laid out."""
+    """Degrees that a line of slope 1 makes on the logarithmic page."""
     (low, high), (floor, top) = axes.get_xlim(), axes.get_ylim()
     box = axes.get_window_extent()
     return degrees(atan2(box.height / log10(top / floor), box.width / log10(high / low)))

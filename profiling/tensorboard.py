@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SCALARS = ("l2_bytes", "shared_memory_bytes", "registers_per_thread", "spill_bytes", "occupancy")
-SCALARS += ("flops", "seconds", "joules")
+SCALARS = (
+    "l2_bytes",
+    "shared_memory_bytes",
+    "registers_per_thread",
+    "spill_bytes",
+    "occupancy",
+    "flops",
+    "seconds",
+    "joules",
+)
 
 
 class SummaryWriterLike(Protocol):
@@ -71,13 +79,14 @@ def write_profile(
 
 
 def _write_hparams(writer: SummaryWriterLike, report: ProfileReport, scalars: Sequence[str]) -> None:
-    """What runs differ in, so that TensorBoard's HPARAMS tab tables their scalars over device and versions."""
+    """What runs differ in, so that TensorBoard's HPARAMS tab tables scalars over device and versions."""
     from torch.utils.tensorboard.summary import hparams
 
     if scalars:
         names = ("device", "commit", "torch", "triton")
         values = {name: report.environment[name] for name in names if name in report.environment}
-        for summary in hparams(values, dict.fromkeys(scalars, 0.0)):
+        summaries: Any = hparams(values, dict.fromkeys(scalars, 0.0))  # type: ignore[no-untyped-call]
+        for summary in summaries:
             writer.file_writer.add_summary(summary)
 
 

@@ -134,7 +134,7 @@ def _classic(span: Span) -> dict[str, Any]:
         return {**event, "name": STEP + span.name[5:], "cat": "user_annotation", "args": {}}
     if not process.startswith("GPU "):
         return {**event, "cat": "cpu_op", "args": dict(span.details)}
-    details = {CLASSIC_DETAILS.get(name, name): value for name, value in span.details.items()}
+    details: dict[str, Any] = {CLASSIC_DETAILS.get(name, name): value for name, value in span.details.items()}
     for name in ("grid", "block"):
         if name in details:
             details[name] = [int(size) for size in str(details[name]).split(",")]

@@ -130,7 +130,8 @@ def _stats(details: Mapping[str, Value], on_device: bool) -> dict[str, Value]:
     if not on_device or not all(name in details for name in LAUNCH_DETAILS):
         return dict(details)
     launch = (
-        f"regs:{details['registers_per_thread']} static_shared:0 dynamic_shared:{details['shared_memory_bytes']} "
+        f"regs:{details['registers_per_thread']} "
+        f"static_shared:0 dynamic_shared:{details['shared_memory_bytes']} "
         f"grid:{details['grid']} block:{details['block']} occ_pct:{100 * float(details['occupancy']):g}"
     )
     others = {name: value for name, value in details.items() if name not in LAUNCH_DETAILS}
