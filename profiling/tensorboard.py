@@ -33,11 +33,11 @@ SCALARS = (
 class SummaryWriterLike(Protocol):
     """What is used of ``torch.utils.tensorboard.SummaryWriter``."""
 
+    file_writer: Any  # takes summaries that are already made
+
     def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any: ...
 
     def add_figure(self, tag: str, figure: Any, global_step: int | None = None) -> Any: ...
-
-    file_writer: Any  # takes summaries as they are
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None) -> Any: ...
 
@@ -67,7 +67,8 @@ def write_profile(
     _write_hparams(writer, report, list(scalars))
     for kernel in dict.fromkeys(record.kernel for record in report.records):
         records = [record for record in report.records if record.kernel == kernel]
-        writer.add_text(f"kernels/{clean(kernel)}", traffic_markdown(records), step)
+        text = "\n\n".join(numbers_markdown(each) for record in records for each in with_baseline(record))
+        writer.add_text(f"kernels/{clean(kernel)}", text, step)
         lines = {title: record.lines for title, record in _titled(records) if record.lines}
         if lines:
             tables = [f"**{title}**\n\n{lines_markdown(each)}" for title, each in lines.items()]
@@ -119,6 +120,24 @@ def _titled(records: Sequence[KernelTraffic]) -> list[tuple[str, KernelTraffic]]
 def _about(report: ProfileReport) -> str:
     machine = ["| | |", "| --- | --- |", *(f"| {k} | {_cell(v)} |" for k, v in report.environment.items())]
     return "\n".join([*machine, "", *(f"- {note}" for note in report.notes)])
+
+
+def numbers_markdown(record: KernelTraffic) -> str:
+    """Quantities down, sources across, each number with how it was found."""
+    rows = [f"**{record.kernel}** {shape_text(record.shape)}", ""]
+    rows += [f"| quantity | {' | '.join(BEST)} | unavailable |", "| --- | --: | --: | --: | --- |"]
+    for quantity, numbers in record.numbers.items():
+        cells = [_shown([number for number in numbers if number.source == source]) for source in BEST]
+        why = "; ".join(number.detail for number in numbers if number.source == "unavailable")
+        rows.append(f"| {quantity}, {UNITS[quantity]} | {' | '.join(cells)} | {_cell(why)} |")
+    return "\n".join(rows)
+
+
+def _shown(numbers: Sequence[Number]) -> str:
+    return ", ".join(
+        f"{_cell(number.value)} ({_cell(number.detail)})" if number.detail else _cell(number.value)
+        for number in numbers
+    )
 
 
 def lines_markdown(lines: Sequence[LineTraffic]) -> str:

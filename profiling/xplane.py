@@ -44,11 +44,9 @@ def write_xplane(
     planes: dict[str, _Plane] = {HOST_PLANE: _Plane(HOST_PLANE)}
     lines: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for span in kept.spans:
-        process, _, thread = span.track.partition("/")
-        on_device = process.startswith("GPU ")
-        plane = f"/device:GPU:{process.removeprefix('GPU ')}" if on_device else HOST_PLANE
+        plane = HOST_PLANE if span.gpu is None else f"/device:GPU:{span.gpu}"
         planes.setdefault(plane, _Plane(plane))
-        name = thread.replace("stream ", "Stream #") if on_device else span.track
+        name = span.track if span.gpu is None else f"Stream #{span.track.partition('/stream ')[2]}"
         lines[plane, name].append(span)
     for (plane, name), spans in lines.items():
         planes[plane].add_spans(name, spans, zero)
