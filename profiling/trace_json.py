@@ -21,7 +21,8 @@ from lit_eff.profiling.torch_trace import STEP, STEPS
 
 MAX_BYTES = 32_000_000  # of JSON, before compression: what a browser still opens at once
 _OVERHEAD = 4096  # what surrounds the events
-# Processes are numbered: GPUs as they are, which the classic plugin asks for; then the counters', then others.
+# GPUs and their streams keep their numbers, as in torch.profiler's traces; the counters' process, then all
+# others, are numbered from here on.
 _COUNTERS = 1000
 
 # What the classic plugin calls the details that spans of kernels carry.
@@ -105,7 +106,9 @@ class _Tracks:
             next_free = _COUNTERS + 1 + len(processes)
             gpu = span.gpu
             pid = processes.setdefault(process, next_free if gpu is None else gpu)
-            self._numbers.setdefault(span.track, (pid, 1 + len(self._numbers)))
+            stream = span.track.partition("/stream ")[2]
+            own = int(stream) if gpu is not None and stream.isdigit() else _COUNTERS + len(self._numbers)
+            self._numbers.setdefault(span.track, (pid, own))
 
     def of(self, span: Span) -> dict[str, int]:
         pid, tid = self._numbers[span.track]
