@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from lit_eff.profiling.markup import Markup, element, join
 from lit_eff.profiling.page_kernels import kernel_cards, kernel_overview
-from lit_eff.profiling.page_tables import sortable, text_of
+from lit_eff.profiling.page_tables import sortable
 from lit_eff.profiling.page_timeline import timeline_summary
-from lit_eff.profiling.report import ProfileReport, ReportTable
+from lit_eff.profiling.report import ProfileReport, ReportTable, text_of
 from lit_eff.profiling.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -103,15 +103,13 @@ def _figures(figures: Mapping[str, Figure]) -> Markup | None:
 
 
 def _table(table: ReportTable) -> Markup:
-    """Without columns that hold nothing."""
-    kept = [i for i in range(len(table.columns)) if any(row[i] is not None for row in table.rows)]
-    numeric = [any(isinstance(row[i], int | float) for row in table.rows) for i in kept]
+    table = table.folded()
     cells = [
         [
-            element("td", text_of(row[i]), class_="number" if right else None, data_value=row[i])
-            for i, right in zip(kept, numeric, strict=True)
+            element("td", text_of(value), class_="number" if right else None, data_value=value)
+            for value, right in zip(row, table.numeric, strict=True)
         ]
         for row in table.rows
     ]
-    columns = [table.columns[i] for i in kept]
-    return join(element("h3", table.title), element("p", table.caption), sortable(columns, numeric, cells))
+    shown = sortable(table.columns, table.numeric, cells)
+    return join(element("h3", table.title), element("p", table.caption), shown)

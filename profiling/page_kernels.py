@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lit_eff.profiling.markup import Markup, element, join
-from lit_eff.profiling.page_tables import sortable, text_of
+from lit_eff.profiling.page_tables import sortable
+from lit_eff.profiling.report import text_of
 from lit_eff.profiling.tensorboard import with_baseline
 from lit_eff.profiling.titles import shape_text, titles
 from lit_eff.profiling.traffic import BEST, UNITS, KernelTraffic, LineTraffic, Number

@@ -32,12 +32,3 @@ def sortable(
         "table", element("thead", element("tr", *heads)), element("tbody", *body), class_="sortable"
     )
     return element("div", table, class_="wide")
-
-
-def text_of(value: str | int | float | None) -> str:
-    """Plain values: thousands by commas, floats to six digits, a dash for what is missing."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from lit_eff.profiling.markup import Markup, element, join
-from lit_eff.profiling.page_tables import sortable, text_of
+from lit_eff.profiling.page_tables import sortable
+from lit_eff.profiling.report import text_of
 from lit_eff.profiling.timeline import Sample, Span, Timeline
 
 MOST_SPANS = 1500  # drawn, the longest

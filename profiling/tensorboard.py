@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lit_eff.profiling.report import ProfileReport, ReportTable
+from lit_eff.profiling.report import Cell, ProfileReport, ReportTable, text_of
 from lit_eff.profiling.titles import shape_text, titles
 from lit_eff.profiling.traffic import BEST, UNITS, KernelTraffic, LineTraffic, Number
 
@@ -152,20 +152,16 @@ def lines_markdown(lines: Sequence[LineTraffic]) -> str:
 
 
 def table_markdown(table: ReportTable) -> str:
-    """The caption, then the rows; missing values are a dash."""
+    """Rows, then the caption, which says what all rows share."""
+    table = table.folded()
     head = [f"| {' | '.join(map(_cell, table.columns))} |", "|" + " --- |" * len(table.columns)]
-    return "\n".join(
-        [table.caption, "", *head, *(f"| {' | '.join(map(_cell, row))} |" for row in table.rows)]
-    )
+    rows = [f"| {' | '.join(map(_cell, row))} |" for row in table.rows]
+    return "\n".join([*head, *rows, "", table.caption])
 
 
-def _cell(value: str | int | float | None) -> str:
-    """Plain values, with what would end a cell escaped."""
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value.replace("|", "\\|").replace("\n", " ")
-    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+def _cell(value: Cell) -> str:
+    """With what would end a cell escaped."""
+    return text_of(value).replace("|", "\\|").replace("\n", " ")
 
 
 def traffic_markdown(records: Sequence[KernelTraffic]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lit_eff.profiling.markup import Markup, element, join
 from lit_eff.profiling.page import MAX_CARDS, profile_page
-from lit_eff.profiling.report import ProfileReport
+from lit_eff.profiling.report import ProfileReport, ReportTable
 from lit_eff.profiling.timeline import Timeline
 from lit_eff.profiling.traffic import Number
 from tests.profiling.browser import needs_browser, rendered
@@ -120,6 +120,17 @@ def test_an_empty_report_is_a_page() -> None:
     page = profile_page(ProfileReport("x", {}), Timeline(), {})
     assert "<h1>x</h1>" in page
     assert "<h2" not in page
+
+
+def test_what_all_rows_share_is_said_beneath() -> None:
+    rows = tuple((name, 7, None, value) for name, value in (("a", 1.5), ("b", None), ("c", 3)))
+    table = ReportTable("t", "Caption.", ("name", "N", "nothing", "bytes"), rows).folded()
+    assert table.columns == ("name", "bytes")
+    assert table.rows == (("a", 1.5), ("b", None), ("c", 3))
+    assert table.caption == "Caption. All rows: N 7."
+    assert table.numeric == (False, True)
+    two = ReportTable("t", "Caption.", ("name", "N"), (("a", 7), ("b", 7)))
+    assert two.folded() == two
 
 
 def test_markup_escapes_all_but_markup() -> None:
