@@ -28,7 +28,7 @@ _OVERVIEW = (
 def kernel_overview(records: Sequence[KernelTraffic]) -> Markup:
     """A row a record, without columns that no record fills."""
     rows = [_overview(record, name) for record, name in zip(records, titles(records), strict=True)]
-    kept = [i for i in range(len(_OVERVIEW)) if any(row[i][0] is not None for row in rows)]
+    kept = [i for i in range(len(_OVERVIEW)) if any(row[i][0] not in (None, "") for row in rows)]
     cells = [[_cell(*row[i]) for i in kept] for row in rows]
     texts = [f"{record.kernel} {shape_text(record.shape)}" for record in records]
     return sortable([_OVERVIEW[i] for i in kept], [i not in (0, 3) for i in kept], cells, texts)
@@ -43,7 +43,7 @@ def _overview(record: KernelTraffic, title: str) -> list[Shown]:
         (title, ""),
         (counted, "counted"),
         (modelled, "modelled"),
-        equal if both else (None, ""),
+        equal if both else ("", ""),
         (record.hbm_bytes("measured"), "measured"),
         (record.baseline_ratio, record.compared[2] if record.compared else ""),
         (record.get("seconds", "measured"), "measured"),

@@ -40,7 +40,8 @@ class Point:
     """A kernel under the roof. ``flops_a_second`` is attained if ``timed``, else what the roof allows."""
 
     title: str
-    phase: str
+    kernel: str
+    hbm_bytes: int
     intensity: float
     flops_a_second: float
     timed: bool
@@ -69,7 +70,7 @@ def roofline_points(records: Sequence[KernelTraffic], device: Device) -> list[Po
         peak = device.peaks.get(str(record.shape.get("dtype", UNKNOWN_DTYPE)), device.peaks[UNKNOWN_DTYPE])
         roof = min(peak, intensity * device.hbm_bandwidth)
         speed = flops / seconds if seconds else roof
-        points.append(Point(title, phase_of(record.kernel), intensity, speed, bool(seconds), known[1]))
+        points.append(Point(title, record.kernel, known[0], intensity, speed, bool(seconds), known[1]))
     return points
 
 
@@ -96,25 +97,37 @@ def roofline_figure(
     points = roofline_points(records, device)
     if not points:
         return None
-    left_out = len(points) - MOST
-    points = sorted(points, key=lambda point: point.intensity)
-    if left_out > 0:
-        points = [points[round(i * (len(points) - 1) / (MOST - 1))] for i in range(MOST)]
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    known = len(points)
+    points = _fewer(points)
+    key = _key(points, known - len(points), l2_bandwidth)
+    figure = Figure(figsize=(13, max(5.6, 0.18 * key.count("\n"))), layout="constrained")
     axes, beside = figure.subplots(1, 2, width_ratios=(3, 2))
     ridge = device.peaks[UNKNOWN_DTYPE] / device.hbm_bandwidth
     low = min(1.0, *(point.intensity for point in points)) / 12
-    high = 50 * max(ridge, *(point.intensity for point in points))  # room for the peaks' names
+    high = 120 * max(ridge, *(point.intensity for point in points))  # room for the peaks' names
     floor = min(low * device.hbm_bandwidth, *(point.flops_a_second for point in points)) / 2
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor, 3 * max(device.peaks.values())))
     axes.set(xlabel="FLOP a byte of HBM traffic", ylabel="FLOP/s")
     axes.set_title(f"Roofline on {device.name}", fontsize=11, loc="left")
     beside.axis("off")
+    beside.text(0, 1, key, va="top", fontsize=8, transform=beside.transAxes).set_in_layout(False)
     figure.draw_without_rendering()  # lays it out: where labels go depends on it
     _ceilings(axes, device, l2_bandwidth)
     _draw(axes, points)
-    beside.text(0, 1, _key(points, left_out, l2_bandwidth), va="top", fontsize=8, transform=beside.transAxes)
     return figure
+
+
+def _fewer(points: Sequence[Point]) -> list[Point]:
+    """In order of intensity; where they are too many, each kernel's largest, then evenly spread ones."""
+    if len(points) > MOST:
+        largest: dict[str, Point] = {}
+        for point in sorted(points, key=lambda point: point.hbm_bytes):
+            largest[point.kernel] = point
+        points = list(largest.values())
+    points = sorted(points, key=lambda point: point.intensity)
+    if len(points) > MOST:
+        points = [points[round(i * (len(points) - 1) / (MOST - 1))] for i in range(MOST)]
+    return points
 
 
 def _flops(record: KernelTraffic) -> float | int | None:
@@ -172,7 +185,7 @@ def _draw(axes: Axes, points: Sequence[Point]) -> None:
         axes.plot(
             point.intensity,
             point.flops_a_second,
-            MARKERS[point.phase],
+            MARKERS[phase_of(point.kernel)],
             color=colour,
             markerfacecolor=colour if filled else "white",
             ms=6.5,
@@ -194,7 +207,7 @@ def _draw(axes: Axes, points: Sequence[Point]) -> None:
             fontsize=7.5,
             color=colour,
         )
-    phases = [phase for phase in MARKERS if any(point.phase == phase for point in points)]
+    phases = [phase for phase in MARKERS if any(phase_of(point.kernel) == phase for point in points)]
     handles = [Line2D([], [], ls="", marker=MARKERS[phase], color="dimgrey", label=phase) for phase in phases]
     axes.legend(handles=handles, loc="lower right", fontsize=8, frameon=False)
 
@@ -217,5 +230,5 @@ def _key(points: Sequence[Point], left_out: int, l2_bandwidth: Number | None) ->
         why = l2_bandwidth.detail if l2_bandwidth is not None else "no vendor figure, none measured"
         lines.append(f"L2's ceiling is left out: {why}")
     if left_out > 0:
-        lines.append(f"{left_out} points between these are left out")
+        lines.append(f"{left_out} more points are left out")
     return "\n".join(lines)

@@ -30,10 +30,19 @@ def shape_text(shape: Shape) -> str:
 
 
 def _value(value: object) -> str:
-    text = str(value)
+    text = str(value) or "none"
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _telling(shapes: Sequence[Shape]) -> list[str]:
-    names = dict.fromkeys(name for shape in shapes for name in shape)
-    return [name for name in names if len({repr(shape.get(name)) for shape in shapes}) > 1]
+    """The fewest names, found greedily, whose values tell all shapes apart that differ."""
+    names = list(dict.fromkeys(name for shape in shapes for name in shape))
+    chosen: list[str] = []
+
+    def told_apart(name: str | None) -> int:
+        used = chosen if name is None else [*chosen, name]
+        return len({tuple(repr(shape.get(each)) for each in used) for shape in shapes})
+
+    while names and told_apart(best := max(names, key=told_apart)) > told_apart(None):
+        chosen.append(best)
+    return [name for name in names if name in chosen]

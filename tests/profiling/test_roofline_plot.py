@@ -98,10 +98,23 @@ def test_plot_has_ceilings_points_and_labels_apart() -> None:
     assert not any(overlaps)
 
 
+def test_of_too_many_the_largest_of_each_kernel_stays() -> None:
+    heavy = {"read_bytes": (Number(10_000, "modelled"),), "written_bytes": (Number(0, "modelled"),)}
+    large = replace(record("a", 9), numbers={**record().numbers, **heavy})
+    figure = roofline_figure([large, *(record("a", n) for n in range(10, 20 + MOST)), record("b")], H100)
+    assert figure is not None
+    key = figure.axes[1].texts[0].get_text()
+    assert "1  a (length 9): " in key
+    assert "2  b: " in key
+    assert f"{MOST + 10} more points" in key
+    figure.canvas.draw()
+    assert figure.axes[0].get_position().height > 0.7  # the key takes no room from the plot
+
+
 def test_plot_says_what_it_leaves_out() -> None:
     figure = roofline_figure([record(f"kernel {i}") for i in range(MOST + 5)], H100)
     assert figure is not None
     key = figure.axes[1].texts[0].get_text()
     assert "L2's ceiling is left out: no vendor figure, none measured" in key
-    assert "5 points between these are left out" in key
+    assert "5 more points are left out" in key
     assert roofline_figure([KernelTraffic("unknown", {})], H100) is None
