@@ -85,8 +85,10 @@ def print_table(table: ReportTable, console: Console) -> None:
 
 def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileReport, list[Path]]:
     """The report of all parts, written into the job's folder with figures, traces and TensorBoard events."""
+    import torch
     from torch.utils.tensorboard import SummaryWriter
 
+    from lit_eff.kernels.l2_bandwidth import measure_l2_bandwidth
     from lit_eff.profiling.write import write_report
 
     report = ProfileReport(
@@ -103,7 +105,10 @@ def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileRe
             timeline.samples += each.timeline.samples
             timeline.dropped += each.timeline.dropped
     figures = {name: figure for each in found for name, figure in each.figures.items()}
-    roofline = roofline_figure(report.records, job.device)
+    bandwidth = None
+    if report.records and job.gpu is not None and job.profile.measure:
+        bandwidth = measure_l2_bandwidth(torch.device("cuda"))
+    roofline = roofline_figure(report.records, job.device, bandwidth)
     if roofline is not None:
         figures["roofline"] = roofline
     with SummaryWriter(str(job.folder)) as writer:
