@@ -75,7 +75,8 @@ def test_a_trace_stays_within_its_bound_and_says_what_it_lacks(tmp_path: Path) -
     assert sum(duration > kept for duration in durations) <= len(spans)  # none longer was left out
     assert [event["ts"] for event in spans] == sorted(event["ts"] for event in spans)
     steps = {b["ts"] - a["ts"] for a, b in pairwise(samples) if a["name"] == b["name"]}
-    assert len(steps) == 1  # thinned evenly
+    assert len(steps) == 1  # thinned evenly, to the end:
+    assert max(event["ts"] for event in samples) > 0.98 * 5e6
     assert {event["name"] for event in samples} == {"counter 0", "counter 1"}
 
 
