@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+Cell = str | int | float | None
+
 
 @dataclass(frozen=True)
 class ReportTable:
@@ -29,7 +31,39 @@ class ReportTable:
     title: str
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | int | float | None, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def folded(self) -> ReportTable:
+        """What all rows share moved into the caption, and columns that hold nothing left out."""
+        values = list(zip(*self.rows, strict=True))
+        shared = [i for i, column in enumerate(values) if i and len(column) > 2 and len(set(column)) == 1]
+        common = [f"{self.columns[i]} {text_of(values[i][0])}" for i in shared if values[i][0] is not None]
+        kept = [
+            i
+            for i in range(len(self.columns))
+            if i not in shared and any(row[i] is not None for row in self.rows)
+        ]
+        caption = f"{self.caption} All rows: {', '.join(common)}." if common else self.caption
+        columns = tuple(self.columns[i] for i in kept)
+        return ReportTable(
+            self.title, caption, columns, tuple(tuple(row[i] for i in kept) for row in self.rows)
+        )
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column, whether it holds a number."""
+        return tuple(
+            any(isinstance(row[i], int | float) for row in self.rows) for i in range(len(self.columns))
+        )
+
+
+def text_of(value: Cell) -> str:
+    """Thousands by commas, floats to six digits, a dash for what is missing."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ def test_wheel_holds_code_recipes_and_groups(wheel: Path) -> None:
         for path in (ROOT / place).rglob("*.py"):
             inside = path.relative_to(ROOT).as_posix()
             assert (inside if place == "lit_eff" else f"lit_eff/{inside}") in names
+    for name in ("page.css", "page.js"):
+        assert f"lit_eff/profiling/{name}" in names
 
 
 def test_wheel_has_one_top_level_name(wheel: Path) -> None:

@@ -13,7 +13,8 @@ import lit_eff
 from lit_eff.bench.results import installed_version
 from lit_eff.cli.profile import Job
 from lit_eff.profiling.devices import driver_version
-from lit_eff.profiling.report import Findings, ProfileReport, ReportTable
+from lit_eff.profiling.report import Findings, ProfileReport, ReportTable, text_of
+from lit_eff.profiling.roofline_plot import roofline_figure
 from lit_eff.profiling.tensorboard import with_baseline
 from lit_eff.profiling.timeline import Timeline
 from lit_eff.profiling.traffic import KernelTraffic
@@ -37,14 +38,15 @@ def show_counts(records: Sequence[KernelTraffic], console: Console) -> None:
     """Bytes requested of HBM, counted beside modelled; baselines and their parts under each kernel."""
     shown = [each for record in records for each in with_baseline(record)]
     shown = [each for each in shown if each.hbm_bytes("counted") is not None]
-    common = set.intersection(*(set(each.shape.items()) for each in shown))
+    shapes = [[(name, str(value)) for name, value in each.shape.items()] for each in shown]
+    common = set.intersection(*map(set, shapes))
     table = Table("kernel", title="Bytes requested of HBM, read and written")
-    if any(set(each.shape.items()) != common for each in shown):
+    if any(set(shape) != common for shape in shapes):
         table.add_column("shape")
     for name in ("counted", "modelled", ""):
         table.add_column(name, justify="right")
-    for each in shown:
-        own = [", ".join(f"{k} {v}" for k, v in each.shape.items() if (k, v) not in common)]
+    for each, sizes in zip(shown, shapes, strict=True):
+        own = [", ".join(" ".join(size) for size in sizes if size not in common)]
         formula = each.hbm_bytes("modelled")
         table.add_row(
             each.kernel,
@@ -55,7 +57,7 @@ def show_counts(records: Sequence[KernelTraffic], console: Console) -> None:
         )
     console.print(table)
     equal = all(each.counted_equals_modelled for each in shown)
-    shape = ", ".join(f"{name} {value}" for name, value in shown[0].shape.items() if (name, value) in common)
+    shape = ", ".join(" ".join(size) for size in shapes[0] if size in common)
     console.print(
         f"{shape}\ncounted in Triton's interpreter and modelled by formula: "
         f"{'equal to the byte' if equal else '[red]DIFFERENT[/]'}",
@@ -68,36 +70,25 @@ def show_counts(records: Sequence[KernelTraffic], console: Console) -> None:
 
 
 def print_table(table: ReportTable, console: Console) -> None:
-    """Without columns that hold nothing; what all rows share is said beneath, with the caption."""
-    values = list(zip(*table.rows, strict=True))
-    shared = [i for i, column in enumerate(values) if i and len(table.rows) > 2 and len(set(column)) == 1]
+    """What all rows share is said beneath, with the caption."""
+    table = table.folded()
     shown = Table(title=table.title)
-    kept = [i for i in range(len(table.columns)) if i not in shared]
-    for i in kept:
-        numeric = any(isinstance(value, int | float) for value in values[i])
-        shown.add_column(table.columns[i], justify="right" if numeric else "left", overflow="fold")
+    for column, numeric in zip(table.columns, table.numeric, strict=True):
+        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in table.rows[:ROWS]:
-        shown.add_row(*(_text(row[i]) for i in kept))
+        shown.add_row(*map(text_of, row))
     console.print(shown)
     if len(table.rows) > ROWS:
         console.print(f"... and {len(table.rows) - ROWS} more rows, which the page shows")
-    common = [f"{table.columns[i]} {_text(values[i][0])}" for i in shared if values[i][0] is not None]
-    about = f"{table.caption} All rows: {', '.join(common)}." if common else table.caption
-    console.print(about, highlight=False, soft_wrap=True, markup=False)
-
-
-def _text(value: str | int | float | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    return value if isinstance(value, str) else f"{value:,}"
+    console.print(table.caption, highlight=False, soft_wrap=True, markup=False)
 
 
 def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileReport, list[Path]]:
     """The report of all parts, written into the job's folder with figures, traces and TensorBoard events."""
+    import torch
     from torch.utils.tensorboard import SummaryWriter
 
+    from lit_eff.kernels.l2_bandwidth import measure_l2_bandwidth
     from lit_eff.profiling.write import write_report
 
     report = ProfileReport(
@@ -114,6 +105,12 @@ def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileRe
             timeline.samples += each.timeline.samples
             timeline.dropped += each.timeline.dropped
     figures = {name: figure for each in found for name, figure in each.figures.items()}
+    bandwidth = None
+    if report.records and job.gpu is not None and job.profile.measure:
+        bandwidth = measure_l2_bandwidth(torch.device("cuda"))
+    roofline = roofline_figure(report.records, job.device, bandwidth)
+    if roofline is not None:
+        figures["roofline"] = roofline
     with SummaryWriter(str(job.folder)) as writer:
         written = write_report(report, timeline, figures, job.folder, writer)
     return report, written
