@@ -24,6 +24,11 @@ FOLDERS = {
     "standard_attention": "attention.standard",
     "norm": "norm",
     "linear": "linear",
+    "attention_with_cache": "attention.with_cache",
+    "rope": "rope",
+    "propagate": "propagate",
+    "confidence": "confidence",
+    "cross_entropy": "cross_entropy",
 }
 
 

@@ -10,10 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lit_eff.kernels.cross_entropy.sizes import SCALE_BLOCK, scale_programs
 from lit_eff.profiling.launch import Launch
-
-BLOCK = 8192
-PROGRAMS = 1024
 
 
 @triton.jit
@@ -29,6 +27,5 @@ def scale_kernel(p_x, p_factor, count, BLOCK: tl.constexpr):
 
 def scale_launch(tensor: Tensor, factor: Tensor) -> Launch:
     """The launch that multiplies a contiguous ``tensor`` in place by ``factor``, one number on the device."""
-    programs = min(PROGRAMS, triton.cdiv(tensor.numel(), BLOCK))
-    arguments = {"p_x": tensor, "p_factor": factor, "count": tensor.numel(), "BLOCK": BLOCK}
-    return Launch(scale_kernel, (programs,), arguments, num_warps=8)
+    arguments = {"p_x": tensor, "p_factor": factor, "count": tensor.numel(), "BLOCK": SCALE_BLOCK}
+    return Launch(scale_kernel, (scale_programs(tensor.numel()),), arguments, num_warps=8)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 # gradient of the output matrix, each of which reads and writes all of it.
 LOGITS_BYTES = (284_000_000, 568_000_000)
 ROW_MULTIPLE = 128  # rows of a matrix product's tile
+SCALE_BLOCK = 8192  # elements that a program scales at a time,
+SCALE_PROGRAMS = 1024  # of so many at the most
 STRIDE_MULTIPLE = 64  # elements: rows start where vectors of 16 bytes and the copy engine may
 
 
@@ -48,3 +50,7 @@ def chunk_rows(tokens: int, row_bytes: int, exits: int) -> int:
         return tokens
     chunks = -(-tokens // most)
     return -(-tokens // (chunks * ROW_MULTIPLE)) * ROW_MULTIPLE
+
+
+def scale_programs(elements: int) -> int:
+    return min(SCALE_PROGRAMS, -(-elements // SCALE_BLOCK))

@@ -43,14 +43,14 @@ class ProductCase:
         return getattr(torch, self.dtype)  # type: ignore[no-any-return]
 
     def product(self, device: torch.device, capability: int) -> Product:
-        """Rows, weight, scales and norm, on new tensors."""
+        """Rows, weight, scales and norm, on new tensors; products are about as large as the rows."""
         x_NC = self.randn(device, self.rows, self.channels)
         norm = self.norm_of(device, self.channels)
+        size, scale = (self.outputs, self.channels), self.channels**-0.5
         if not self.groups:
-            return Product(x_NC, self.randn(device, self.outputs, self.channels), None, norm, capability)
-        size = (self.outputs, self.channels)
+            return Product(x_NC, scale * self.randn(device, *size), None, norm, capability)
         weight_OC = torch.randint(-128, 128, size, dtype=torch.int8, device=device)
-        scales_OS = torch.rand(self.outputs, self.groups, device=device)
+        scales_OS = scale / 128 * torch.rand(self.outputs, self.groups, device=device)
         return Product(x_NC, weight_OC, scales_OS, norm, capability)
 
     def norm_of(self, device: torch.device, *size: int) -> Norm | None:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_eff.kernels.attention.with_cache import call as cache_call
-from lit_eff.kernels.attention.with_cache.tiles import CacheTiles, Deal
-
-SMALL = CacheTiles(rows=16, block_n=16, chunk=32, segment=64, num_warps=4, num_stages=2)
+from lit_eff.kernels.attention.with_cache.specimens import SMALL
+from lit_eff.kernels.attention.with_cache.tiles import Deal
 
 
 @contextmanager

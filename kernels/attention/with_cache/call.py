@@ -81,8 +81,12 @@ class CacheCall:
 
     @property
     def overlaps(self) -> bool:
-        """Whether the combine kernel may be started while the split kernel runs (Hopper and later)."""
-        return self.capability >= 90 and self.deal.unit is not Unit.ROW
+        """Whether the combine kernel may be started while the split kernel runs (Hopper and later).
+
+        Never in the interpreter, which runs one after the other.
+        """
+        on_device = self.q_BTHD.device.type != "cpu"
+        return on_device and self.capability >= 90 and self.deal.unit is not Unit.ROW
 
     @property
     def processors(self) -> int:

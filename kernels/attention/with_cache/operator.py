@@ -6,6 +6,7 @@ Shapes: B batch, T query length, S cache slots, P pages a row, H query heads, K 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,13 @@ def launches(call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor) -> list[Launch]
         call = replace(call, costs=HOPPER)
     else:
         from lit_eff.kernels.attention.with_cache.split import split_launch
+    return launches_by(split_launch, call, out_BTHD, lse_BHT)
+
+
+def launches_by(
+    split_launch: Callable[..., Launch], call: CacheCall, out_BTHD: Tensor, lse_BHT: Tensor
+) -> list[Launch]:
+    """As :func:`launches`, by a split kernel of one's choice."""
     share = call.deal
     if share.unit is Unit.ROW:
         carried = None if share.parts == 1 else Partials.empty(call, 1)
