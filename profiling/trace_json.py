@@ -86,7 +86,9 @@ def _write(
         name = f"{kept.dropped} spans and samples were left out"
         texts.append(json.dumps({"ph": "i", "s": "g", "name": name, "pid": _COUNTERS, "tid": 0, "ts": 0}))
     with atomic_path(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as file:
-        file.write(f'{{"schemaVersion": 1, "deviceProperties": [], "otherData": {{"dropped": {kept.dropped}}},\n')
+        file.write(
+            f'{{"schemaVersion": 1, "deviceProperties": [], "otherData": {{"dropped": {kept.dropped}}},\n'
+        )
         file.write('"traceEvents": [\n' + ",\n".join(texts) + "\n]}\n")
     return kept.dropped
 

@@ -153,11 +153,11 @@ def test_attention_flops() -> None:
 
 def test_an_operator_with_its_own_model() -> None:
     def model(args: Any, kwargs: Any, out: Tensor) -> Cost:
-        return Cost(1, out.numel(), 7)
+        return Cost(1, out.numel(), 7, "a test's")
 
     x = torch.randn(5)
     (total,) = counted(lambda: torch.relu(x), models={"aten::relu": model}).values()
-    assert (total.model, total.read_bytes, total.written_bytes, total.flops) == ("I/O model", 1, 5, 7)
+    assert (total.model, total.read_bytes, total.written_bytes, total.flops) == ("a test's", 1, 5, 7)
 
 
 def test_it_adds_up_and_leaves_nothing_behind() -> None:

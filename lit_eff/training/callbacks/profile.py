@@ -12,12 +12,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_eff.errors import UserError
+from lit_eff.kernels.operator_costs import operator_costs
 from lit_eff.profiling.report import ReportTable
 from lit_eff.profiling.timeline import Timeline
 from lit_eff.training.callbacks.profile_window import COUNTED, WARMUP, Meter, Window
 from lit_eff.training.callbacks.tensorboard import summary_writer
 from lit_eff.training.callbacks.throughput import Throughput
-from lit_eff.training.operator_costs import operator_costs
 
 
 class Profile(Callback):
