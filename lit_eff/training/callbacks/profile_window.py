@@ -160,6 +160,7 @@ class Window:
             found.timeline = self._trace.timeline()
             found.tables += [
                 step_table(self._trace, energy),
+                module_table(self._trace, costs, self._rows, alike=True),
                 module_table(self._trace, costs, self._rows),
                 kernel_table(self._trace, self._rows),
             ]

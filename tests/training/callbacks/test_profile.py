@@ -120,6 +120,11 @@ def test_time_bytes_and_energy_by_module(counted: tuple[Profile, Trainer]) -> No
     assert up["ms (measured)"] > 0
     assert up["GB/s"] == pytest.approx(up["MB (modelled)"] / up["ms (measured)"])
     assert any(phase == "optimizer" for _, phase in modules)
+    kinds = {(row["module"], row["phase"]): row for row in tables["A training step by kind of module"]}
+    assert kinds["model.blocks.*.mlp.up", "forward"]["GFLOP (modelled)"] == pytest.approx(
+        3 * up["GFLOP (modelled)"]
+    )
+    assert not any(char.isdigit() for module, _ in kinds for char in module)
     # All time and all energy are somewhere: 6 J over two steps.
     assert sum(row["share of time"] for row in modules.values()) == pytest.approx(1)
     assert sum(row["J"] for row in modules.values()) == pytest.approx(3)
