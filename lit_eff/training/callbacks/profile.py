@@ -151,7 +151,6 @@ class Profile(Callback):
         writer = summary_writer(trainer)
         if writer is None:
             return
-        writer.add_text("profile/top_operators", found.top_operators, trainer.global_step)
         for table in found.tables:
             tag = table.title.lower().replace(" ", "_")
             writer.add_text(f"profile/{tag}", markdown(table), trainer.global_step)
