@@ -150,12 +150,16 @@ def kernel_table(trace: TorchTrace, most: int) -> ReportTable:
 
 
 def operator_table(costs: StepCosts, most: int) -> ReportTable:
-    """A row an operator, module and phase, the ``most`` that move most bytes a step."""
+    """A row an operator, phase and module of all layers, the ``most`` that move most bytes a step."""
     steps = costs.steps_counted or 1
-    heaviest = sorted(costs.totals.items(), key=lambda item: -item[1].moved_bytes)[:most]
+    totals: dict[tuple[Key, str], Total] = {}
+    for place, each in costs.totals.items():
+        where = place._replace(module=_of_all_layers(place.module)), each.model
+        totals.setdefault(where, Total(each.model)).add(each)
+    heaviest = sorted(totals.items(), key=lambda item: -item[1].moved_bytes)[:most]
     return ReportTable(
         "Bytes of a training step by operator",
-        f"The {len(heaviest)} of {len(costs.totals)} places that move most, modelled.",
+        f"The {len(heaviest)} of {len(totals)} places that move most, modelled.",
         ("operator", "module", "phase", "calls", "MB read", "MB written", "GFLOP", "source"),
         tuple(
             (
@@ -168,7 +172,7 @@ def operator_table(costs: StepCosts, most: int) -> ReportTable:
                 total.flops / steps / 1e9,
                 f"modelled: {total.model}",
             )
-            for key, total in heaviest
+            for (key, _), total in heaviest
         ),
     )
 

@@ -185,6 +185,9 @@ def _bytes_moved(
 
 def _flops(function: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
     packet = function._overloadpacket
+    if packet not in flop_registry:  # PyTorch registers addmm, and addmm_ computes the same
+        namespace, _, name = function._schema.name.partition("::")
+        packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), packet)
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=out))
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:

@@ -143,6 +143,13 @@ def test_look_ups_touch_the_rows_they_look_up() -> None:
     assert moved(lambda: cache.index_copy_(0, tokens, new)) == (24 + rows, rows)
 
 
+def test_a_product_in_place_costs_what_the_other_does() -> None:
+    out, a, b = torch.zeros(3, 5), torch.ones(3, 4), torch.ones(4, 5)
+    (total,) = counted(lambda: out.addmm_(a, b)).values()
+    assert total.flops == 2 * 3 * 4 * 5
+    assert (total.read_bytes, total.written_bytes) == (4 * (15 + 12 + 20), 4 * 15)
+
+
 def test_attention_flops() -> None:
     q = torch.randn(2, 3, 16, 8, requires_grad=True)
     totals = counted(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward())
