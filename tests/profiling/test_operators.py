@@ -167,6 +167,35 @@ def test_an_operator_with_its_own_model() -> None:
     assert (total.model, total.read_bytes, total.written_bytes, total.flops) == ("a test's", 1, 5, 7)
 
 
+def test_modules_compiled_in_place_are_followed_and_not_compiled_anew() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = Net(), nn.Linear(C, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.inner(x))
+            return out
+
+    net, x = Outer(), torch.randn(B, C)
+    graphs = 0
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    net.inner.compile(backend=backend)
+    net(x).sum().backward()
+    totals = counted(lambda: net(x).sum().backward(), net)
+    places = {(key.module, key.phase) for key in totals if key.operator in ("aten::mm", "aten::addmm")}
+    assert places == {(name, phase) for name in ("inner", "last") for phase in ("forward", "backward")}
+    assert totals[Key("inner", "backward", "aten::add_")].calls == 3  # gradients added to those there were
+    assert not net.inner.up._forward_hooks
+    net(x)
+    assert graphs == 1
+
+
 def test_it_adds_up_and_leaves_nothing_behind() -> None:
     net, x = Net(), torch.randn(B, C)
     counter = CountOperators(net)
