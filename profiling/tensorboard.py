@@ -1,25 +1,45 @@
-"""Writes traffic records to TensorBoard: a table as text and a bar plot against the baseline.
+"""Writes traffic records and reports to TensorBoard: scalars, tables as text, figures, and hparams.
 
-The writer is anything with ``add_text`` and ``add_figure`` as torch's ``SummaryWriter`` has them.
+The writer is torch's ``SummaryWriter`` or anything with its methods. Tags are ``group/name``; the groups of
+scalars are a quantity and its source, so that kernels stand side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lit_eff.profiling.traffic import UNITS, KernelTraffic, Number
+from lit_eff.profiling.report import ProfileReport, ReportTable
+from lit_eff.profiling.titles import shape_text, titles
+from lit_eff.profiling.traffic import BEST, UNITS, KernelTraffic, LineTraffic, Number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SCALARS = (
+    "l2_bytes",
+    "shared_memory_bytes",
+    "registers_per_thread",
+    "spill_bytes",
+    "occupancy",
+    "flops",
+    "seconds",
+    "joules",
+)
+
+
 class SummaryWriterLike(Protocol):
     """What is used of ``torch.utils.tensorboard.SummaryWriter``."""
+
+    file_writer: Any  # takes summaries that are already made
 
     def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any: ...
 
     def add_figure(self, tag: str, figure: Any, global_step: int | None = None) -> Any: ...
+
+    def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None) -> Any: ...
 
 
 def write_traffic(
@@ -32,11 +52,127 @@ def write_traffic(
         writer.add_figure(f"{tag}/hbm_bytes", figure, step)
 
 
+def write_profile(
+    writer: SummaryWriterLike, report: ProfileReport, figures: Mapping[str, Figure], *, step: int = 0
+) -> None:
+    """A whole report.
+
+    Scalars: each number of :data:`SCALARS` and the ratio to the baseline, a tag a kernel. Text: machine and
+    notes, a table a kernel, its lines, and every table. Images: the figures.
+    """
+    writer.add_text("profile/about", _about(report), step)
+    scalars = traffic_scalars(report.records)
+    for tag, value in scalars.items():
+        writer.add_scalar(tag, value, step)
+    _write_hparams(writer, report, list(scalars))
+    for kernel in dict.fromkeys(record.kernel for record in report.records):
+        records = [record for record in report.records if record.kernel == kernel]
+        text = "\n\n".join(numbers_markdown(each) for record in records for each in with_baseline(record))
+        writer.add_text(f"kernels/{clean(kernel)}", text, step)
+        lines = {title: record.lines for title, record in _titled(records) if record.lines}
+        if lines:
+            tables = [f"**{title}**\n\n{lines_markdown(each)}" for title, each in lines.items()]
+            writer.add_text(f"lines/{clean(kernel)}", "\n\n".join(tables), step)
+    for table in report.tables:
+        writer.add_text(f"tables/{clean(table.title)}", table_markdown(table), step)
+    for name, figure in figures.items():
+        writer.add_figure(f"figures/{clean(name)}", figure, step)
+
+
+def _write_hparams(writer: SummaryWriterLike, report: ProfileReport, scalars: Sequence[str]) -> None:
+    """What runs differ in, so that TensorBoard's HPARAMS tab tables scalars over device and versions."""
+    from torch.utils.tensorboard.summary import hparams
+
+    if scalars:
+        names = ("device", "commit", "torch", "triton")
+        values = {name: report.environment[name] for name in names if name in report.environment}
+        summaries: Any = hparams(values, dict.fromkeys(scalars, 0.0))  # type: ignore[no-untyped-call]
+        for summary in summaries:
+            writer.file_writer.add_summary(summary)
+
+
+def traffic_scalars(records: Sequence[KernelTraffic]) -> dict[str, float]:
+    """By tag, as in ``hbm_bytes_counted/attention_forward_kernel``, sorted so that groups stay together."""
+    found: dict[str, float] = {}
+    for title, record in _titled(records):
+        values: dict[str, float | int | None] = {
+            f"{quantity}_{number.source}": number.value
+            for quantity in SCALARS
+            for number in record.numbers.get(quantity, ())
+        }
+        for source in BEST:
+            values[f"hbm_bytes_{source}"] = record.hbm_bytes(source)
+        if record.compared is not None:
+            values[f"baseline_ratio_{record.compared[2]}"] = record.baseline_ratio
+        found |= {f"{name}/{clean(title)}": value for name, value in values.items() if value is not None}
+    return dict(sorted(found.items()))
+
+
+def clean(name: str) -> str:
+    """A name as one level of a tag: TensorBoard splits at slashes and allows few other signs."""
+    return re.sub(r"[^\w.#=-]+", "_", name).strip("_")
+
+
+def _titled(records: Sequence[KernelTraffic]) -> list[tuple[str, KernelTraffic]]:
+    return list(zip(titles(records), records, strict=True))
+
+
+def _about(report: ProfileReport) -> str:
+    machine = ["| | |", "| --- | --- |", *(f"| {k} | {_cell(v)} |" for k, v in report.environment.items())]
+    return "\n".join([*machine, "", *(f"- {note}" for note in report.notes)])
+
+
+def numbers_markdown(record: KernelTraffic) -> str:
+    """Quantities down, sources across, each number with how it was found."""
+    rows = [f"**{record.kernel}** {shape_text(record.shape)}", ""]
+    rows += [f"| quantity | {' | '.join(BEST)} | unavailable |", "| --- | --: | --: | --: | --- |"]
+    for quantity, numbers in record.numbers.items():
+        cells = [_shown([number for number in numbers if number.source == source]) for source in BEST]
+        why = "; ".join(number.detail for number in numbers if number.source == "unavailable")
+        rows.append(f"| {quantity}, {UNITS[quantity]} | {' | '.join(cells)} | {_cell(why)} |")
+    return "\n".join(rows)
+
+
+def _shown(numbers: Sequence[Number]) -> str:
+    return ", ".join(
+        f"{_cell(number.value)} ({_cell(number.detail)})" if number.detail else _cell(number.value)
+        for number in numbers
+    )
+
+
+def lines_markdown(lines: Sequence[LineTraffic]) -> str:
+    """Bytes by source line and tensor, counted, in the order of the file."""
+    rows = ["| line | source | tensor | kind | requested, B | sectors, B | masked lanes |"]
+    rows.append("| --: | --- | --- | --- | --: | --: | --: |")
+    for each in sorted(lines, key=lambda each: (each.file, each.line)):
+        numbers = f"{each.requested_bytes:,} | {each.sector_bytes:,} | {each.masked_lanes:,}"
+        source = f"`{_cell(each.text.strip())}`"
+        rows.append(f"| {each.line} | {source} | {each.tensor} | {each.kind} | {numbers} |")
+    return "\n".join(rows)
+
+
+def table_markdown(table: ReportTable) -> str:
+    """The caption, then the rows; missing values are a dash."""
+    head = [f"| {' | '.join(map(_cell, table.columns))} |", "|" + " --- |" * len(table.columns)]
+    return "\n".join(
+        [table.caption, "", *head, *(f"| {' | '.join(map(_cell, row))} |" for row in table.rows)]
+    )
+
+
+def _cell(value: str | int | float | None) -> str:
+    """Plain values, with what would end a cell escaped."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value.replace("|", "\\|").replace("\n", " ")
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+
+
 def traffic_markdown(records: Sequence[KernelTraffic]) -> str:
     """A markdown table: a row a number, with its source and how it was found, kernel after kernel."""
     lines = ["| kernel | shape | quantity | value | source | how |", "| --- | --- | --- | --- | --- | --- |"]
     for record in records:
-        shape = ", ".join(f"{name} {value}" for name, value in record.shape.items())
+        shape = shape_text(record.shape)
         for each in with_baseline(record):
             for quantity, numbers in each.numbers.items():
                 lines += [_row(each.kernel, shape, quantity, number) for number in numbers]

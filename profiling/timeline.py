@@ -25,6 +25,12 @@ class Span:
     duration: float
     details: Mapping[str, Value] = field(default_factory=dict)
 
+    @property
+    def gpu(self) -> int | None:
+        """Of a track such as ``GPU 0/stream 7``; None on the host."""
+        name, _, number = self.track.partition("/")[0].partition(" ")
+        return int(number) if name == "GPU" and number.isdigit() else None
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -21,7 +21,9 @@ from lit_eff.profiling.torch_trace import STEP, STEPS
 
 MAX_BYTES = 32_000_000  # of JSON, before compression: what a browser still opens at once
 _OVERHEAD = 4096  # what surrounds the events
-_COUNTERS = 0  # the process that holds them
+# GPUs and their streams keep their numbers, as in torch.profiler's traces; the counters' process, then all
+# others, are numbered from here on.
+_COUNTERS = 1000
 
 # What the classic plugin calls the details that spans of kernels carry.
 CLASSIC_DETAILS = {
@@ -101,8 +103,12 @@ class _Tracks:
         processes: dict[str, int] = {}
         for span in spans:
             process, _, _ = span.track.partition("/")
-            pid = processes.setdefault(process, _COUNTERS + 1 + len(processes))
-            self._numbers.setdefault(span.track, (pid, 1 + len(self._numbers)))
+            next_free = _COUNTERS + 1 + len(processes)
+            gpu = span.gpu
+            pid = processes.setdefault(process, next_free if gpu is None else gpu)
+            stream = span.track.partition("/stream ")[2]
+            own = int(stream) if gpu is not None and stream.isdigit() else _COUNTERS + len(self._numbers)
+            self._numbers.setdefault(span.track, (pid, own))
 
     def of(self, span: Span) -> dict[str, int]:
         pid, tid = self._numbers[span.track]
@@ -129,18 +135,17 @@ def _complete(span: Span) -> dict[str, Any]:
 def _classic(span: Span) -> dict[str, Any]:
     """With the category, name and details by which the plugin knows steps, kernels and operators."""
     event = _complete(span)
-    process, _, thread = span.track.partition("/")
     if span.track == STEPS and span.name.startswith("step ") and span.name[5:].isdigit():
         return {**event, "name": STEP + span.name[5:], "cat": "user_annotation", "args": {}}
-    if not process.startswith("GPU "):
+    if span.gpu is None:
         return {**event, "cat": "cpu_op", "args": dict(span.details)}
-    details = {CLASSIC_DETAILS.get(name, name): value for name, value in span.details.items()}
+    details: dict[str, Any] = {CLASSIC_DETAILS.get(name, name): value for name, value in span.details.items()}
     for name in ("grid", "block"):
         if name in details:
             details[name] = [int(size) for size in str(details[name]).split(",")]
     if "occupancy" in span.details:
         details[CLASSIC_DETAILS["occupancy"]] = 100 * float(span.details["occupancy"])
-    where = {"device": int(process.removeprefix("GPU ")), "stream": thread.removeprefix("stream ")}
+    where = {"device": span.gpu, "stream": span.track.partition("/stream ")[2]}
     return {**event, "cat": "kernel", "args": {**details, **where}}
 
 

@@ -1,15 +1,19 @@
-"""Writes everything of a profile into its run folder."""
+"""Writes everything of a profile into its run folder, where TensorBoard, Perfetto and a browser find it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eff.files import atomic_path
+from lit_eff.profiling.page import profile_page
 from lit_eff.profiling.report import ProfileReport
-from lit_eff.profiling.tensorboard import SummaryWriterLike, write_traffic
+from lit_eff.profiling.tensorboard import SummaryWriterLike, write_profile
 from lit_eff.profiling.timeline import Timeline
+from lit_eff.profiling.trace_json import write_classic, write_perfetto
+from lit_eff.profiling.xplane import write_xplane
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,15 +26,33 @@ def write_report(
     folder: Path,
     writer: SummaryWriterLike,
 ) -> list[Path]:
-    """``profile.json``, each figure as a PNG, and TensorBoard's events; returns the files written."""
-    written = [folder / "profile.json"]
-    report.save(written[0])
-    for name, figure in figures.items():
-        path = folder / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
-        writer.add_figure(name, figure)
-        written.append(path)
-    write_traffic(writer, report.records)
+    """``profile.json``, ``profile.html``, a PNG a figure, traces of the timeline, and TensorBoard's events.
+
+    An empty timeline leaves no trace files. The classic one is written where torch.profiler left none of its
+    own. Returns the files written, without TensorBoard's.
+    """
+    path = folder / "profile.json"
+    report.save(path)
+    pictures = [_picture(figure, folder / "figures" / f"{name}.png") for name, figure in figures.items()]
+    page = folder / "profile.html"
+    with atomic_path(page) as temporary:
+        temporary.write_text(profile_page(report, timeline, figures), encoding="utf-8")
+    write_profile(writer, report, figures)
+    return [path, page, *pictures, *_traces(timeline, folder)]
+
+
+def _picture(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return path
+
+
+def _traces(timeline: Timeline, folder: Path) -> list[Path]:
+    if not timeline.spans and not timeline.samples:
+        return []
+    perfetto = folder / "trace.perfetto.json.gz"
+    write_perfetto(timeline, perfetto)
+    written = [perfetto, write_xplane(timeline, folder, folder.name)[0]]
+    if not any(folder.glob("*.pt.trace.json*")):
+        written.append(write_classic(timeline, folder, time.time_ns() // 1_000_000)[0])
     return written

@@ -14,6 +14,7 @@ from lit_eff.bench.results import installed_version
 from lit_eff.cli.profile import Job
 from lit_eff.profiling.devices import driver_version
 from lit_eff.profiling.report import Findings, ProfileReport, ReportTable
+from lit_eff.profiling.roofline_plot import roofline_figure
 from lit_eff.profiling.tensorboard import with_baseline
 from lit_eff.profiling.timeline import Timeline
 from lit_eff.profiling.traffic import KernelTraffic
@@ -114,6 +115,9 @@ def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileRe
             timeline.samples += each.timeline.samples
             timeline.dropped += each.timeline.dropped
     figures = {name: figure for each in found for name, figure in each.figures.items()}
+    roofline = roofline_figure(report.records, job.device)
+    if roofline is not None:
+        figures["roofline"] = roofline
     with SummaryWriter(str(job.folder)) as writer:
         written = write_report(report, timeline, figures, job.folder, writer)
     return report, written

@@ -15,6 +15,7 @@ from lit_eff.errors import UserError
 from lit_eff.kernels.operator_costs import operator_costs
 from lit_eff.profiling.energy import EnergyMeter
 from lit_eff.profiling.report import ReportTable
+from lit_eff.profiling.tensorboard import table_markdown
 from lit_eff.profiling.timeline import Timeline
 from lit_eff.training.callbacks.profile_window import COUNTED, WARMUP, Window
 from lit_eff.training.callbacks.tensorboard import summary_writer
@@ -154,7 +155,7 @@ class Profile(Callback):
             return
         for table in found.tables:
             tag = table.title.lower().replace(" ", "_")
-            writer.add_text(f"profile/{tag}", markdown(table), trainer.global_step)
+            writer.add_text(f"profile/{tag}", table_markdown(table), trainer.global_step)
         for scalar, value in found.scalars.items():
             writer.add_scalar(f"profile/{scalar}", value, trainer.global_step)
 
@@ -164,16 +165,3 @@ class Profile(Callback):
         self._kept.append((path, path.stat().st_size / 1e6))
         while sum(megabytes for _, megabytes in self._kept) > self.max_megabytes:
             self._kept.popleft()[0].unlink(missing_ok=True)
-
-
-def markdown(table: ReportTable) -> str:
-    """A table as Markdown, its caption below."""
-    lines = [f"| {' | '.join(table.columns)} |", "|---" * len(table.columns) + "|"]
-    lines += [f"| {' | '.join(map(_cell, row))} |" for row in table.rows]
-    return "\n".join([*lines, "", table.caption])
-
-
-def _cell(value: str | int | float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
