@@ -21,6 +21,7 @@ from lit_eff.serving.config import ServeConfig
 from lit_eff.serving.trace import MONITOR, RoundTrace
 from tests.runtime.fakes import scripted_engine
 from tests.serving.test_app import post, served
+from tests.serving.test_watch import ask, monitored, serving, watched_engine
 
 TEXT = "one two three four five six"
 
@@ -82,6 +83,19 @@ def test_the_rounds_of_two_requests(tmp_path: Path) -> None:
     assert counters == {"active requests", "waiting requests"}
     with gzip.open(path, "rt", encoding="utf-8") as file:  # written when the server stopped
         assert spans_of(json.load(file)) == tracks
+
+
+def test_full_runs_for_the_monitor_have_a_track(tmp_path: Path) -> None:
+    async def scenario(client: httpx.AsyncClient) -> Any:
+        await ask(client)
+        await monitored(client, 1)
+        return (await client.get("/trace")).json()
+
+    events = serving(watched_engine(), scenario, trace=str(tmp_path / "rounds.json.gz"))
+    tracks = spans_of(events)
+    assert sorted(tracks) == ["monitor", "request 1"]
+    answered = max(event["ts"] + event["dur"] for event in tracks["request 1"])
+    assert all(event["ts"] >= answered - 1 for event in tracks["monitor"])  # while no client waited
 
 
 def test_the_ring_keeps_the_last_rounds() -> None:
