@@ -6,6 +6,7 @@ together, shared out by time.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -63,13 +64,17 @@ def step_table(trace: TorchTrace, energy: Number) -> ReportTable:
     )
 
 
-def module_table(trace: TorchTrace, costs: StepCosts, most: int) -> ReportTable:
-    """A row a module and phase, a step's share of everything, the ``most`` that took longest."""
+def module_table(trace: TorchTrace, costs: StepCosts, most: int, *, alike: bool = False) -> ReportTable:
+    """A row a module and phase, a step's share of everything, the ``most`` that took longest.
+
+    ``alike``: the same module of all layers as one, ``blocks.*.mlp``.
+    """
     steps = len(trace.steps) or 1
-    seconds = _sums(_within_steps(trace), lambda work: work.scope)
+    named = _of_all_layers if alike else str
+    seconds = _sums(_within_steps(trace), lambda work: Scope(named(work.scope.module), work.scope.phase))
     moved: dict[Scope, Total] = {}
     for key, each in costs.totals.items():
-        moved.setdefault(Scope(key.module, key.phase), Total("")).add(each)
+        moved.setdefault(Scope(named(key.module), key.phase), Total("")).add(each)
     whole = sum(seconds.values()) or 1.0
     places = sorted(seconds.keys() | moved.keys(), key=lambda scope: -seconds.get(scope, 0.0))
     rows: list[Row] = []
@@ -91,7 +96,7 @@ def module_table(trace: TorchTrace, costs: StepCosts, most: int) -> ReportTable:
         )
     what = "kernels" if trace.on_device else "operators"
     return ReportTable(
-        "A training step by module",
+        "A training step by kind of module" if alike else "A training step by module",
         f"A step's {what} by the innermost module they worked for, the {len(rows)} of {len(places)} places "
         "that took longest. Bytes are modelled: each operator reads its inputs and writes its outputs once; "
         "FLOPs are those of matrix products and attention. GB/s is modelled bytes over measured time.",
@@ -145,12 +150,16 @@ def kernel_table(trace: TorchTrace, most: int) -> ReportTable:
 
 
 def operator_table(costs: StepCosts, most: int) -> ReportTable:
-    """A row an operator, module and phase, the ``most`` that move most bytes a step."""
+    """A row an operator, phase and module of all layers, the ``most`` that move most bytes a step."""
     steps = costs.steps_counted or 1
-    heaviest = sorted(costs.totals.items(), key=lambda item: -item[1].moved_bytes)[:most]
+    totals: dict[tuple[Key, str], Total] = {}
+    for place, each in costs.totals.items():
+        where = place._replace(module=_of_all_layers(place.module)), each.model
+        totals.setdefault(where, Total(each.model)).add(each)
+    heaviest = sorted(totals.items(), key=lambda item: -item[1].moved_bytes)[:most]
     return ReportTable(
         "Bytes of a training step by operator",
-        f"The {len(heaviest)} of {len(costs.totals)} places that move most, modelled.",
+        f"The {len(heaviest)} of {len(totals)} places that move most, modelled.",
         ("operator", "module", "phase", "calls", "MB read", "MB written", "GFLOP", "source"),
         tuple(
             (
@@ -163,9 +172,13 @@ def operator_table(costs: StepCosts, most: int) -> ReportTable:
                 total.flops / steps / 1e9,
                 f"modelled: {total.model}",
             )
-            for key, total in heaviest
+            for (key, _), total in heaviest
         ),
     )
+
+
+def _of_all_layers(module: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", module)
 
 
 def _within_steps(trace: TorchTrace) -> Iterable[Work]:

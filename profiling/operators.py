@@ -43,12 +43,16 @@ _LOOK_UP = {"embedding", "index", "index_select", "gather", "take"}  # of their 
 _SCATTER = {"index_put", "index_put_", "index_copy_", "index_add_", "scatter_", "scatter_add_"}  # into it
 
 
+ONCE = "inputs once, outputs once"
+
+
 class Cost(NamedTuple):
-    """Bytes requested of memory and floating-point operations of one operator call."""
+    """Bytes requested of memory and floating-point operations of one call, and the ``model`` they are by."""
 
     read_bytes: int
     written_bytes: int
     flops: int
+    model: str
 
 
 CostModel = Callable[[Sequence[Any], Mapping[str, Any], Any], Cost]
@@ -124,19 +128,24 @@ class CountOperators(TorchDispatchMode):
         if isinstance(function, OpOverload) and not function.is_view:
             name = function._schema.name
             own = self._models.get(name)
-            cost = (own or default_cost(function))(args, kwargs or {}, out)
-            if any(cost):
-                model = "I/O model" if own else "inputs once, outputs once"
+            read, written, flops, model = (own or default_cost(function))(args, kwargs or {}, out)
+            if read or written or flops:
                 total = self.totals.setdefault(Key(*scope, name), Total(model))
-                total.add(Total(model, 1, *cost))
+                total.add(Total(model, 1, read, written, flops))
         return out
 
 
 def default_cost(function: OpOverload) -> CostModel:
     """The cost model of an operator without one of its own, from its schema."""
     return lambda args, kwargs, out: Cost(
-        *_bytes_moved(function, args, kwargs, out), _flops(function, args, kwargs, out)
+        *_bytes_moved(function, args, kwargs, out), _flops(function, args, kwargs, out), ONCE
     )
+
+
+def bytes_once(inputs: Any, outputs: Any) -> tuple[int, int]:
+    """Bytes of all tensors among an operator's inputs, and of those among its outputs, each once."""
+    read, written = (_distinct(list(_tensors(values))) for values in (inputs, outputs))
+    return sum(map(tensor_bytes, read)), sum(map(tensor_bytes, written))
 
 
 def _bytes_moved(
@@ -176,6 +185,9 @@ def _bytes_moved(
 
 def _flops(function: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
     packet = function._overloadpacket
+    if packet not in flop_registry:  # PyTorch registers addmm, and addmm_ computes the same
+        namespace, _, name = function._schema.name.partition("::")
+        packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), packet)
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=out))
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:

@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
         name = config.model_name or engine.name
         address = f"http://{config.host}:{listener.getsockname()[1]}"
         notes.print(
-            f"Serving {name!r} at {address}/v1/completions (also /v1/models, /health, /metrics, /monitor)."
+            f"Serving {name!r} at {address}/v1/completions (also /v1/models, /health, /metrics, "
+            f"/monitor{', /trace' if config.trace is not None else ''})."
         )
         notes.print(_certified_sentence(engine))
         # The usual way to stop is an interrupt, which as a rule is raised again after the graceful shutdown.
@@ -60,8 +61,7 @@ def _parser() -> Parser:
     add("--fallback", choices=FALLBACKS, help=f"what the monitor's alarm does ({defaults.fallback})")
     add("--monitor-state", metavar="FILE", help="keeps the monitor's state over restarts (in memory only)")
     add("--traffic-log", metavar="FILE", help="append certified requests' prompts, to calibrate on (off)")
-    trace_help = "write the last rounds there at the end, for Perfetto; /trace shows them meanwhile (off)"
-    add("--trace", metavar="FILE", help=trace_help)
+    add("--trace", metavar="FILE", help="the last rounds as a .json.gz for Perfetto, at the end (off)")
     add("--uncertified", metavar="THRESHOLDS", help=UNCERTIFIED_HELP)
     return parser
 

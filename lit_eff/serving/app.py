@@ -1,12 +1,14 @@
-"""The HTTP app: OpenAI's ``/v1/completions`` and ``/v1/models``, ``/health``, ``/metrics``, ``/monitor``."""
+"""The HTTP app: OpenAI's ``/v1/completions`` and ``/v1/models``; health, metrics, monitor and trace."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,8 +28,10 @@ from lit_eff.serving.config import ServeConfig
 from lit_eff.serving.metrics import CONTENT_TYPE, Metrics
 from lit_eff.serving.protocol import DONE, ApiError, CompletionRequest, choice, event, usage
 from lit_eff.serving.scheduler import BusyError, Job, Piece, Scheduler, StoppedError
+from lit_eff.serving.trace import RoundTrace
 from lit_eff.serving.watch import Watch
 
+_log = logging.getLogger("uvicorn.error")
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; it names the outcome in logs
 
 
@@ -42,6 +46,7 @@ def create_app(engine: TextEngine, config: ServeConfig | None = None) -> Starlet
             Route("/health", server.health),
             Route("/metrics", server.metrics_text),
             Route("/monitor", server.monitor),
+            Route("/trace", server.trace_json),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected},
         lifespan=server.lifespan,
@@ -57,12 +62,15 @@ class _Server:
         self.watch = Watch.of(engine, config)
         if self.watch is not None:
             self.metrics.monitor(self.watch.report)
+        exit_layers = engine.runner.exit_layers
+        self.trace = None if config.trace is None else RoundTrace(exit_layers, config.trace_rounds)
         self.scheduler = Scheduler(
             engine,
             self.metrics,
             max_active=config.max_active,
             max_waiting=config.max_waiting,
             watch=self.watch,
+            trace=self.trace,
         )
 
     @asynccontextmanager
@@ -74,6 +82,7 @@ class _Server:
             yield
         finally:
             await run_in_threadpool(self.scheduler.stop)
+            await run_in_threadpool(self._save_trace)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``, as one body or as server-sent events."""
@@ -134,6 +143,22 @@ class _Server:
         if self.watch is None:
             raise ApiError("nothing to monitor: no certificate is in use", status=404)
         return JSONResponse(self.watch.report())
+
+    async def trace_json(self, request: Request) -> Response:
+        """``GET /trace``: the rounds decoded last, for Perfetto."""
+        if self.trace is None:
+            raise ApiError("no trace is kept: start the server with --trace FILE", status=404)
+        body = await run_in_threadpool(self.trace.gzipped)
+        headers = {"content-encoding": "gzip", "cache-control": "no-store"}
+        return Response(body, media_type="application/json", headers=headers)
+
+    def _save_trace(self) -> None:
+        if self.trace is None or self.config.trace is None:
+            return
+        try:
+            self.trace.save(Path(self.config.trace))
+        except OSError as error:
+            _log.error("cannot write the trace to %s: %s", self.config.trace, error)
 
     def _prepare(self, asked: CompletionRequest) -> list[PreparedRequest]:
         return [self.engine.prepare(one) for one in asked.text_requests(self.engine.decoding.mode)]

@@ -35,8 +35,8 @@ class ServeConfig:
             it in memory.
         traffic_log: file to which the prompts of requests that a certificate covers are appended, as token
             ids, for ``lit-eff calibrate --update``; ``None`` keeps nothing. It holds what users wrote.
-        trace: file for the last rounds as Perfetto's JSON, written when the server stops; ``GET /trace``
-            answers with them at any time. ``None`` keeps none. It holds no text.
+        trace: ``.json.gz`` file for the last rounds, to open in Perfetto, written when the server stops;
+            ``GET /trace`` answers with them at any time. ``None`` keeps none. It holds no text.
         trace_rounds: how many.
 
     Raises:
@@ -81,6 +81,9 @@ class ServeConfig:
             )
         if self.fallback not in FALLBACKS:
             raise UserError(f"unknown serve.fallback {self.fallback!r}{nearest(self.fallback, FALLBACKS)}")
+
+        if self.trace is not None and not self.trace.endswith(".json.gz"):
+            raise UserError(f"serve.trace is {self.trace!r}; expected a file name that ends in .json.gz")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ServeConfig:

@@ -1,14 +1,17 @@
-"""The rounds a server decoded last, as spans: a ring that ``GET /trace`` and the end of the server write out."""
+"""The rounds a server decoded last, as spans in a ring: for ``GET /trace`` and for a file at the end."""
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from lit_eff.profiling.rounds import DecodedRound, round_span
 from lit_eff.profiling.timeline import Sample, Span, Timeline
+from lit_eff.profiling.trace_json import write_perfetto
 
 MONITOR = "serving/monitor"
 
@@ -57,6 +60,17 @@ class RoundTrace:
         with self._lock:
             spans = list(self._spans)
             return Timeline(spans, list(self._samples), self._seen - len(spans))
+
+    def save(self, path: Path) -> None:
+        """What is kept now as Perfetto's JSON, gzipped."""
+        write_perfetto(self.timeline(), path)
+
+    def gzipped(self) -> bytes:
+        """The content of the file that :meth:`save` would write."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json.gz"
+            self.save(path)
+            return path.read_bytes()
 
     def _keep(self, span: Span, *samples: Sample) -> None:
         with self._lock:

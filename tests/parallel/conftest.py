@@ -41,7 +41,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
         RunSummary(),
         SampleGenerations(prompt_tokens=6, new_tokens=4),
         Throughput(),
-        Profile(start=2, steps=1),
+        Profile(start=2, steps=1, rows=200, count=True),
     )
     run_ranks(partial(fit_sharded, callbacks=every), folder, text, folder / "result.pt")
     return folder

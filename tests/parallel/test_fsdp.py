@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_eff.errors import UserError
 from lit_eff.models.checkpoint import load_checkpoint
@@ -54,6 +55,20 @@ def test_one_rank_reports(two: Path) -> None:
     assert len(list(report.parent.glob("events.out.tfevents.*"))) == 1
     assert len(list(report.parent.glob("*.pt.trace.json.gz"))) == 1
     assert len(list(two.rglob("tokenizer.json"))) == 1
+
+
+def test_the_profile_of_a_shard_counts_its_own_operators_and_memory(two: Path) -> None:
+    (report,) = two.rglob("report.json")
+    events = EventAccumulator(str(report.parent), {"scalars": 0, "tensors": 0}).Reload()
+    model = make_module().config
+    weights = 4 * 3 * (4 * model.model_dim**2 + 3 * model.model_dim * model.mlp_size)
+    (peak,) = events.Scalars("profile/peak_memory_megabytes")
+    assert weights / 2 < peak.value * 1e6 < 10 * weights
+    (table,) = events.Tensors("profile/a_training_step_by_module/text_summary")
+    rows = table.tensor_proto.string_val[0].decode()
+    assert "model.blocks.0.mlp.up | forward" in rows
+    assert "model.blocks.0.mlp.up | backward" in rows
+    assert "| optimizer" in rows
 
 
 def test_sharded_resume_is_exact(two: Path, text: Path, tmp_path: Path) -> None:

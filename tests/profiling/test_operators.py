@@ -143,6 +143,13 @@ def test_look_ups_touch_the_rows_they_look_up() -> None:
     assert moved(lambda: cache.index_copy_(0, tokens, new)) == (24 + rows, rows)
 
 
+def test_a_product_in_place_costs_what_the_other_does() -> None:
+    out, a, b = torch.zeros(3, 5), torch.ones(3, 4), torch.ones(4, 5)
+    (total,) = counted(lambda: out.addmm_(a, b)).values()
+    assert total.flops == 2 * 3 * 4 * 5
+    assert (total.read_bytes, total.written_bytes) == (4 * (15 + 12 + 20), 4 * 15)
+
+
 def test_attention_flops() -> None:
     q = torch.randn(2, 3, 16, 8, requires_grad=True)
     totals = counted(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward())
@@ -153,11 +160,40 @@ def test_attention_flops() -> None:
 
 def test_an_operator_with_its_own_model() -> None:
     def model(args: Any, kwargs: Any, out: Tensor) -> Cost:
-        return Cost(1, out.numel(), 7)
+        return Cost(1, out.numel(), 7, "a test's")
 
     x = torch.randn(5)
     (total,) = counted(lambda: torch.relu(x), models={"aten::relu": model}).values()
-    assert (total.model, total.read_bytes, total.written_bytes, total.flops) == ("I/O model", 1, 5, 7)
+    assert (total.model, total.read_bytes, total.written_bytes, total.flops) == ("a test's", 1, 5, 7)
+
+
+def test_modules_compiled_in_place_are_followed_and_not_compiled_anew() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = Net(), nn.Linear(C, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.inner(x))
+            return out
+
+    net, x = Outer(), torch.randn(B, C)
+    graphs = 0
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    net.inner.compile(backend=backend)
+    net(x).sum().backward()
+    totals = counted(lambda: net(x).sum().backward(), net)
+    places = {(key.module, key.phase) for key in totals if key.operator in ("aten::mm", "aten::addmm")}
+    assert places == {(name, phase) for name in ("inner", "last") for phase in ("forward", "backward")}
+    assert totals[Key("inner", "backward", "aten::add_")].calls == 3  # gradients added to those there were
+    assert not net.inner.up._forward_hooks
+    net(x)
+    assert graphs == 1
 
 
 def test_it_adds_up_and_leaves_nothing_behind() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from lit_eff.errors import UserError
-from lit_eff.profiling.attribution import StepCosts, kernel_table, module_table, step_table
+from lit_eff.profiling.attribution import StepCosts, kernel_table, module_table, operator_table, step_table
 from lit_eff.profiling.modules import ModuleScopes
 from lit_eff.profiling.operators import Key, Total
 from lit_eff.profiling.report import ReportTable
@@ -181,6 +181,19 @@ def test_tables_share_out_time_bytes_and_energy() -> None:
     assert kernels[0]["calls"] == 1.0
     assert (kernels[0]["most for module"], kernels[0]["phase"]) == ("a.inner", "forward")
     assert kernels[0]["of its time"] == pytest.approx(40 / 60)
+
+    layers = {
+        Key("blocks.0.mlp", "forward", "aten::mm"): Total("once", 2, 30, 20, 100),
+        Key("blocks.1.mlp", "forward", "aten::mm"): Total("once", 2, 30, 20, 100),
+        Key("blocks.1.mlp", "backward", "aten::mm"): Total("once", 2, 30, 40, 100),
+    }
+    operators = _rows(operator_table(StepCosts(layers, 2, NO_METER), most=9))
+    assert [(row["module"], row["phase"], row["calls"]) for row in operators] == [
+        ("blocks.*.mlp", "forward", 2.0),
+        ("blocks.*.mlp", "backward", 1.0),
+    ]
+    assert operators[0]["MB read"] == pytest.approx(30e-6)
+    assert operators[0]["source"] == "modelled: once"
 
     steps = _rows(step_table(trace, NO_METER))
     assert [row["kernels, ms (measured)"] for row in steps] == pytest.approx([0.070, 0.001])

@@ -12,13 +12,14 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_eff.errors import UserError
+from lit_eff.kernels.operator_costs import operator_costs
+from lit_eff.profiling.energy import EnergyMeter
 from lit_eff.profiling.report import ReportTable
 from lit_eff.profiling.tensorboard import table_markdown
 from lit_eff.profiling.timeline import Timeline
-from lit_eff.training.callbacks.profile_window import COUNTED, WARMUP, Meter, Window
+from lit_eff.training.callbacks.profile_window import COUNTED, WARMUP, Window
 from lit_eff.training.callbacks.tensorboard import summary_writer
 from lit_eff.training.callbacks.throughput import Throughput
-from lit_eff.training.operator_costs import operator_costs
 
 
 class Profile(Callback):
@@ -37,7 +38,7 @@ class Profile(Callback):
             not kept, which the log says.
         count: after the trace, model bytes and FLOPs of one more step operator by operator, and follow its
             memory. That step takes several times as long, and compiled layers run uncompiled in it.
-        meter: measures the traced steps' energy: an :class:`lit_eff.profiling.energy.EnergyMeter`.
+        meter: of the traced steps' energy.
 
     Attributes:
         path: the trace file written last.
@@ -55,7 +56,7 @@ class Profile(Callback):
         rows: int = 25,
         max_megabytes: float = 64.0,
         count: bool = False,
-        meter: Meter | None = None,
+        meter: EnergyMeter | None = None,
     ) -> None:
         if start < 0 or min(steps, rows, max_megabytes) <= 0:
             raise UserError(

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from lit_eff.files import atomic_path
 from lit_eff.profiling.attribution import StepCosts, kernel_table, module_table, operator_table, step_table
+from lit_eff.profiling.energy import EnergyMeter
 from lit_eff.profiling.memory import MemoryTimeline
 from lit_eff.profiling.modules import ModuleScopes
 from lit_eff.profiling.operators import CostModel, CountOperators
@@ -33,17 +33,6 @@ WARMUP = 1  # the profiler's first step pays for its own start
 COUNTED = 1
 COMPRESSION = 5  # of 9: half the time of the best, a tenth more bytes
 NO_METER = Number(None, "unavailable", "no energy meter was given to the callback")
-
-
-class Meter(Protocol):
-    """What is needed of :class:`lit_eff.profiling.energy.EnergyMeter`."""
-
-    @property
-    def joules(self) -> Number: ...
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *exception: object) -> None: ...
 
 
 @dataclass
@@ -78,7 +67,7 @@ class Window:
         rows: int,
         max_megabytes: float,
         count: bool,
-        meter: Meter | None,
+        meter: EnergyMeter | None,
         models: dict[str, CostModel],
     ) -> None:
         self.path, self.written, self.closed = path, False, False
@@ -163,6 +152,7 @@ class Window:
             found.timeline = self._trace.timeline()
             found.tables += [
                 step_table(self._trace, energy),
+                module_table(self._trace, costs, self._rows, alike=True),
                 module_table(self._trace, costs, self._rows),
                 kernel_table(self._trace, self._rows),
             ]

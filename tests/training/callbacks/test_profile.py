@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import statistics
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +123,11 @@ def test_time_bytes_and_energy_by_module(counted: tuple[Profile, Trainer]) -> No
     assert up["ms (measured)"] > 0
     assert up["GB/s"] == pytest.approx(up["MB (modelled)"] / up["ms (measured)"])
     assert any(phase == "optimizer" for _, phase in modules)
+    kinds = {(row["module"], row["phase"]): row for row in tables["A training step by kind of module"]}
+    assert kinds["model.blocks.*.mlp.up", "forward"]["GFLOP (modelled)"] == pytest.approx(
+        3 * up["GFLOP (modelled)"]
+    )
+    assert not any(char.isdigit() for module, _ in kinds for char in module)
     # All time and all energy are somewhere: 6 J over two steps.
     assert sum(row["share of time"] for row in modules.values()) == pytest.approx(1)
     assert sum(row["J"] for row in modules.values()) == pytest.approx(3)
@@ -219,6 +226,43 @@ def test_it_hooks_nothing_outside_its_windows(tmp_path: Path, text: Path) -> Non
     trainer.fit(make_module(), datamodule=make_data(text))
     assert hooked.steps == {2, 3, 4, 7, 8, 9}  # warm-up, traced, counted; and again
     assert len(list(Path(str(trainer.log_dir)).glob("*.pt.trace.json.gz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("at", "max_steps", "rank", "begins"),
+    [
+        (0, 1000, 0, 10),
+        (500, 1000, 0, 510),  # a resumed run counts from where it is
+        (993, 1000, 0, 995),  # too short to wait: a recording takes five steps
+        (998, 1000, 0, 998),
+        (0, -1, 0, 10),
+        (0, 1000, 1, math.inf),  # other ranks never
+    ],
+)
+def test_when_a_recording_begins(
+    tmp_path: Path, at: int, max_steps: int, rank: int, begins: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    class Opened:
+        written, closed, path = False, False, None
+
+        def batch_starts(self) -> None:
+            pass
+
+    def open_window(self: Profile, trainer: Any, module: Any) -> Opened:
+        opened.append(trainer.global_step)
+        return Opened()
+
+    monkeypatch.setattr(Profile, "_open", open_window)
+    profile = Profile(start=10, steps=3, count=True)
+    trainer: Any = SimpleNamespace(
+        log_dir=str(tmp_path), global_step=at, max_steps=max_steps, is_global_zero=rank == 0
+    )
+    profile.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for trainer.global_step in range(at, at + 30):
+        profile.on_train_batch_start(trainer, None, None, 0)  # type: ignore[arg-type]
+    assert opened == ([] if begins == math.inf else [begins])
 
 
 class Timed(Callback):
