@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lit_eff.profiling.compiled import compile_launch
-from lit_eff.profiling.counted import KernelCount, count_traffic
+from lit_eff.profiling.counted import count_traffic
+from lit_eff.profiling.counter import KernelCount
 from lit_eff.profiling.devices import Device
 from lit_eff.profiling.modelled import ModelledLaunch, Traffic
 from lit_eff.profiling.traffic import UNITS, KernelTraffic, Number, Shape
@@ -65,7 +66,10 @@ def count_launches(launches: Sequence[ModelledLaunch], shape: Shape) -> list[Ker
             each.launch.run()
     return [
         KernelTraffic(
-            count.kernel, shape, merge(counted_numbers(count), modelled_numbers(each.traffic, each.flops))
+            count.kernel,
+            shape,
+            merge(counted_numbers(count), modelled_numbers(each.traffic, each.flops)),
+            lines=count.lines,
         )
         for count, each in zip(counts, launches, strict=True)
     ]

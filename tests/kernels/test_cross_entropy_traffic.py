@@ -7,7 +7,8 @@ import torch
 
 from lit_eff.kernels.cross_entropy.io_model import RowShape, product_bytes, row_traffic
 from lit_eff.kernels.cross_entropy.sizes import LOGITS_BYTES, chunk_rows, padded
-from lit_eff.profiling.counted import KernelCount, count_traffic
+from lit_eff.profiling.counted import count_traffic
+from lit_eff.profiling.counter import KernelCount
 from tests.kernels.loss_cases import LossCase
 
 

@@ -11,7 +11,8 @@ from lit_eff.kernels.linear import call as linear_call
 from lit_eff.kernels.linear import skinny_linear
 from lit_eff.kernels.linear.io_model import LinearShape, linear_traffic, weight_bytes
 from lit_eff.kernels.linear.plan import GROUP, Plan, plan_of
-from lit_eff.profiling.counted import KernelCount, count_traffic
+from lit_eff.profiling.counted import count_traffic
+from lit_eff.profiling.counter import KernelCount
 from tests.kernels.linear_cases import PLANS, LinearCase, cases
 
 

@@ -8,7 +8,8 @@ import torch
 from lit_eff.kernels.sampling import sample
 from lit_eff.kernels.sampling.io_model import SamplingShape, draw_traffic, peak_traffic
 from lit_eff.kernels.sampling.plan import Plan
-from lit_eff.profiling.counted import KernelCount, count_traffic
+from lit_eff.profiling.counted import count_traffic
+from lit_eff.profiling.counter import KernelCount
 from tests.kernels.counting import requested
 from tests.kernels.sampling_cases import FEATURES, SamplingCase, running
 
