@@ -10,6 +10,7 @@ from lit_eff.profiling.counted import count_traffic
 from lit_eff.profiling.counter import KernelCount
 from lit_eff.profiling.devices import Device
 from lit_eff.profiling.modelled import ModelledLaunch, Traffic
+from lit_eff.profiling.occupancy import occupancy
 from lit_eff.profiling.traffic import UNITS, KernelTraffic, Number, Shape
 
 Numbers = dict[str, tuple[Number, ...]]
@@ -22,6 +23,7 @@ COUNTED = (
     "written_sector_bytes",
     "masked_lanes",
 )
+OCCUPANCY = ("programs_per_sm", "occupancy")
 INTERPRETER = "Triton interpreter"
 
 
@@ -45,7 +47,10 @@ def counted_numbers(count: KernelCount) -> Numbers:
 
 
 def compiled_numbers(modelled: ModelledLaunch, device: Device) -> Numbers:
-    """What a launch takes of an SM of ``device``, found by compiling it for that device; runs nothing."""
+    """What a launch takes of an SM of ``device``, found by compiling it for that device; runs nothing.
+
+    A program that the device cannot hold has no occupancy, but the reason in its place.
+    """
     resources = compile_launch(modelled.launch, device.capability)
     detail = f"compiled for {device.name}"
     values = {
@@ -53,7 +58,17 @@ def compiled_numbers(modelled: ModelledLaunch, device: Device) -> Numbers:
         "registers_per_thread": resources.registers_per_thread,
         "spill_bytes": resources.spill_store_bytes,
     }
-    return {name: (Number(value, "counted", detail),) for name, value in values.items()}
+    numbers: Numbers = {name: (Number(value, "counted", detail),) for name, value in values.items()}
+    resident = occupancy(
+        device, resources.num_warps, resources.registers_per_thread, resources.shared_memory_bytes
+    )
+    if not resident.programs_per_sm:
+        return numbers | dict.fromkeys(OCCUPANCY, (Number(None, "unavailable", resident.sentence),))
+    detail = f"{detail}; {resident.sentence}"
+    return numbers | {
+        "programs_per_sm": (Number(resident.programs_per_sm, "counted", detail),),
+        "occupancy": (Number(resident.share, "counted", detail),),
+    }
 
 
 def count_launches(launches: Sequence[ModelledLaunch], shape: Shape) -> list[KernelTraffic]:
