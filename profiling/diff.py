@@ -49,7 +49,7 @@ class Comparison:
 
     ``sums`` are the changes of what a kernel moves in all (requested, in sectors, or as DRAM measured it),
     ``changes`` those of every quantity. ``new`` and ``gone`` are in one report only. ``notes`` say what
-    could not be compared.
+    could not be compared; ``tolerance`` is the share that measured bytes may grow by.
     """
 
     before: str
@@ -60,15 +60,17 @@ class Comparison:
     new: tuple[KernelTraffic, ...]
     gone: tuple[KernelTraffic, ...]
     notes: tuple[str, ...]
+    tolerance: float
 
-    def regressions(self, tolerance: float = TOLERANCE) -> tuple[Change, ...]:
+    @property
+    def regressions(self) -> tuple[Change, ...]:
         """The kernels that move more bytes now, by each source that says so."""
-        return tuple(change for change in self.sums if change.exceeds(tolerance))
+        return tuple(change for change in self.sums if change.exceeds(self.tolerance))
 
     @property
     def more_bytes(self) -> bool:
         """Whether a kernel moves more bytes than before, beyond what measurements may vary by."""
-        return bool(self.regressions())
+        return bool(self.regressions)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; kernels in one report only are told by name and shape."""
@@ -79,12 +81,12 @@ class Comparison:
         return {
             **asdict(self),
             **only,
-            "regressions": [asdict(change) for change in self.regressions()],
+            "regressions": [asdict(change) for change in self.regressions],
             "more_bytes": self.more_bytes,
         }
 
 
-def compare(before: ProfileReport, after: ProfileReport) -> Comparison:
+def compare(before: ProfileReport, after: ProfileReport, tolerance: float = TOLERANCE) -> Comparison:
     """Match the records of two reports and find every number that changed."""
     old, now = _keyed(before.records), _keyed(after.records)
     pairs = [(old[key], now[key]) for key in old if key in now]
@@ -110,6 +112,7 @@ def compare(before: ProfileReport, after: ProfileReport) -> Comparison:
         tuple(record for key, record in now.items() if key not in old),
         tuple(record for key, record in old.items() if key not in now),
         tuple(notes),
+        tolerance,
     )
 
 
@@ -148,20 +151,19 @@ SUMS: Mapping[str, Reading] = {"HBM bytes": KernelTraffic.hbm_bytes, "sector byt
 QUANTITIES: Mapping[str, Reading] = {name: _quantity(name) for name in UNITS}
 
 
-def comparison_text(comparison: Comparison, tolerance: float = TOLERANCE) -> str:
+def comparison_text(comparison: Comparison) -> str:
     """The comparison for a terminal: what moves more or less, every change behind it, and the verdict."""
-    worse = comparison.regressions(tolerance)
     lines = [f"{comparison.before} -> {comparison.after}; kernels in both: {comparison.matched}"]
-    for table in comparison_tables(comparison, tolerance):
+    for table in comparison_tables(comparison):
         if table.rows:
             lines += ["", table.title, as_text(table)]
     lines += ["", *(f"note: {note}" for note in comparison.notes)] if comparison.notes else [""]
-    kernels = len({(change.kernel, json.dumps(dict(change.shape))) for change in worse})
-    verdict = f"kernels that move more bytes (measured: by more than {tolerance:.0%}): {kernels or 'none'}"
-    return "\n".join([*lines, verdict])
+    kernels = len({(change.kernel, json.dumps(dict(change.shape))) for change in comparison.regressions})
+    beyond = f"measured: by more than {comparison.tolerance:.0%}"
+    return "\n".join([*lines, f"kernels that move more bytes ({beyond}): {kernels or 'none'}"])
 
 
-def comparison_tables(comparison: Comparison, tolerance: float = TOLERANCE) -> tuple[ReportTable, ...]:
+def comparison_tables(comparison: Comparison) -> tuple[ReportTable, ...]:
     """What kernels move in all, every quantity that changed, and the kernels of one report only."""
     columns = ("kernel", "shape", "quantity", "source", "before", "after", "change")
     only = [
@@ -172,10 +174,11 @@ def comparison_tables(comparison: Comparison, tolerance: float = TOLERANCE) -> t
     return (
         ReportTable(
             "Bytes of HBM",
-            f"Counted and modelled bytes are exact; measured ones may vary by {tolerance:.0%}.",
+            f"Counted and modelled bytes are exact; measured ones may vary by {comparison.tolerance:.0%}.",
             (*columns, "more"),
             tuple(
-                (*_row(change), "MORE" if change.exceeds(tolerance) else None) for change in comparison.sums
+                (*_row(change), "MORE" if change.exceeds(comparison.tolerance) else None)
+                for change in comparison.sums
             ),
         ),
         ReportTable(
