@@ -23,7 +23,7 @@ from lit_eff.profiling.bracket import bracket_table
 from lit_eff.profiling.devices import get_device
 from lit_eff.profiling.measured import METRICS, MeasuredKernel, measure_command
 from lit_eff.profiling.records import merge
-from lit_eff.profiling.report import ReportTable
+from lit_eff.profiling.text_table import as_text
 from lit_eff.profiling.traffic import KernelTraffic
 from lit_eff.profiling.unavailable import UnavailableError
 
@@ -90,20 +90,6 @@ def attach(
         [replace(record, numbers=merge(record.numbers, next(remaining).numbers)) for record in each]
         for each in known
     ]
-
-
-def as_text(table: ReportTable) -> str:
-    """The table's columns set in plain text."""
-    lines = [list(table.columns), *([_cell(value) for value in row] for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def _cell(value: str | int | float | None) -> str:
-    return f"{value:,}" if isinstance(value, int | float) else value or ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

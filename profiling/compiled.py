@@ -36,7 +36,10 @@ ALIGNED = [["tt.divisibility", 16]]
 
 @dataclass(frozen=True)
 class CompiledResources:
-    """One kernel compiled for one target (10 * major + minor); spills are bytes a thread, to local memory."""
+    """One kernel compiled for one target (10 * major + minor); spills are bytes a thread, to local memory.
+
+    ``num_warps`` are those of a program, with the ones that a warp-specialised kernel adds to its launch's.
+    """
 
     kernel: str
     capability: int
@@ -78,7 +81,7 @@ def compile_launch(launch: Launch, capability: int) -> CompiledResources:
     return CompiledResources(
         kernel=launch.name,
         capability=capability,
-        num_warps=launch.num_warps,
+        num_warps=int(compiled.metadata.num_warps),
         num_stages=launch.num_stages,
         shared_memory_bytes=int(compiled.metadata.shared),
         registers_per_thread=_from_log(log.getvalue(), r"Used (\d+) registers"),

@@ -10,171 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lit_eff.errors import UserError
+from lit_eff.profiling.counter import Counter, KernelCount
 
-SECTOR_SHIFT = 5  # 32-byte sectors, the unit of every HBM and L2 transfer on NVIDIA GPUs
 DEPENDENT_LAUNCH = ("gdc_wait", "gdc_launch_dependents")
-ELSEWHERE = "elsewhere"  # accesses outside every tensor argument
-
-
-@dataclass
-class AccessCount:
-    """One kind of access (loads, stores or atomics) to one tensor."""
-
-    requested_bytes: int = 0
-    masked_lanes: int = 0
-    sectors: set[int] | NDArray[np.bool_] = field(default_factory=set, repr=False)
-
-    @property
-    def sector_bytes(self) -> int:
-        """Bytes of the distinct 32-byte sectors touched: the traffic of a perfect cache."""
-        touched = len(self.sectors) if isinstance(self.sectors, set) else int(self.sectors.sum())
-        return touched << SECTOR_SHIFT
-
-
-@dataclass
-class TensorCount:
-    """All accesses to one tensor argument."""
-
-    loads: AccessCount = field(default_factory=AccessCount)
-    stores: AccessCount = field(default_factory=AccessCount)
-    atomics: AccessCount = field(default_factory=AccessCount)
-
-
-@dataclass
-class KernelCount:
-    """One launch: accesses by tensor argument, without ``p_``; views of one buffer are counted together."""
-
-    kernel: str
-    tensors: dict[str, TensorCount] = field(default_factory=dict)
-
-    def _sum(self, kind: str, what: str) -> int:
-        return sum(getattr(getattr(count, kind), what) for count in self.tensors.values())
-
-    @property
-    def read_bytes(self) -> int:
-        return self._sum("loads", "requested_bytes")
-
-    @property
-    def written_bytes(self) -> int:
-        return self._sum("stores", "requested_bytes")
-
-    @property
-    def atomic_bytes(self) -> int:
-        return self._sum("atomics", "requested_bytes")
-
-    @property
-    def read_sector_bytes(self) -> int:
-        return self._sum("loads", "sector_bytes")
-
-    @property
-    def written_sector_bytes(self) -> int:
-        return self._sum("stores", "sector_bytes")
-
-    @property
-    def masked_lanes(self) -> int:
-        return sum(self._sum(kind, "masked_lanes") for kind in ("loads", "stores", "atomics"))
-
-
-class _Counter:
-    """Where the running kernel's tensors lie, and the counts so far."""
-
-    def __init__(self) -> None:
-        self.launches: list[KernelCount] = []
-        self.running: KernelCount | None = None
-        self.in_atomic = False
-        self._starts: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self._ends: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self._names: list[str] = []
-
-    def place(self, arguments: dict[str, Any]) -> None:
-        """Learn the address range of each tensor argument of the kernel about to run."""
-        ranges = sorted(
-            (*extent, name.removeprefix("p_"))
-            for name, value in _named_leaves(arguments)
-            if (extent := _extent(value))
-        )
-        merged: list[tuple[int, int, str]] = []
-        for start, end, name in ranges:
-            if merged and start < merged[-1][1]:
-                before = merged.pop()
-                merged.append((before[0], max(before[1], end), f"{before[2]}+{name}"))
-            else:
-                merged.append((start, end, name))
-        self._starts = np.array([start for start, _, _ in merged], np.uint64)
-        self._ends = np.array([end for _, end, _ in merged], np.uint64)
-        self._names = [name for _, _, name in merged]
-
-    def access(self, kind: str, pointers: Any, mask: Any) -> None:
-        """Count one access: ``pointers`` and ``mask`` are the interpreter's handles, ``mask`` may be None."""
-        if self.running is None:
-            return
-        addresses = np.asarray(pointers.data).reshape(-1).astype(np.uint64)
-        lanes = addresses.size
-        if mask is not None:
-            # A splatted scalar mask comes as integers, which would index instead of select.
-            lanes_on = np.asarray(mask.data).astype(bool)
-            addresses = addresses[np.broadcast_to(lanes_on, np.shape(pointers.data)).reshape(-1)]
-        element = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        off = lanes - addresses.size
-        for index, held in self._find(addresses):
-            name = ELSEWHERE if index is None else self._names[index]
-            count = getattr(self.running.tensors.setdefault(name, TensorCount()), kind)
-            count.requested_bytes += held.size * element
-            count.masked_lanes += off  # with the first: lanes that are off lie nowhere
-            off = 0
-            self._touch(count, held >> np.uint64(SECTOR_SHIFT), index)
-
-    def _find(self, addresses: NDArray[np.uint64]) -> list[tuple[int | None, NDArray[np.uint64]]]:
-        """Which tensors hold which of ``addresses``: nearly always one holds all."""
-        if not addresses.size or not self._names:
-            return [(None, addresses)]
-        index = int(np.searchsorted(self._starts, addresses.min(), side="right")) - 1
-        if index >= 0 and addresses.max() < self._ends[index]:
-            return [(index, addresses)]
-        places = np.searchsorted(self._starts, addresses, side="right") - 1
-        places[(places >= 0) & (addresses >= self._ends[places])] = -1
-        return [
-            (int(place) if place >= 0 else None, addresses[places == place]) for place in np.unique(places)
-        ]
-
-    def _touch(self, count: AccessCount, sectors: NDArray[np.uint64], index: int | None) -> None:
-        if index is None:
-            assert isinstance(count.sectors, set)
-            count.sectors.update(sectors.tolist())
-            return
-        first = int(self._starts[index]) >> SECTOR_SHIFT
-        if isinstance(count.sectors, set):  # a bitmap over the tensor: faster than a set of a million numbers
-            count.sectors = np.zeros((int(self._ends[index]) >> SECTOR_SHIFT) - first + 1, bool)
-        count.sectors[(sectors - np.uint64(first)).astype(np.int64)] = True
-
-
-def _named_leaves(arguments: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Arguments by name; a named tuple's fields by theirs, but ``pointer`` by the tuple's."""
-    for name, value in arguments.items():
-        if hasattr(value, "_fields"):
-            fields = {name if field == "pointer" else field: each for field, each in value._asdict().items()}
-            yield from _named_leaves(fields)
-        else:
-            yield name, value
-
-
-def _extent(value: Any) -> tuple[int, int] | None:
-    """First and one-past-last address of a tensor, tensor wrapper or descriptor; None for anything else."""
-    tensor = value
-    while tensor is not None and not hasattr(tensor, "untyped_storage"):
-        tensor = getattr(tensor, "base", None)  # both wrappers and descriptors name their tensor so
-    if tensor is None or tensor.numel() == 0:
-        return None
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
 
 @contextmanager
@@ -189,7 +31,7 @@ def count_traffic() -> Iterator[list[KernelCount]]:
     from triton.language.extra import cuda
     from triton.runtime import interpreter
 
-    counter = _Counter()
+    counter = Counter()
     executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
     run, host_arguments = executor.__call__, executor._init_args_hst
 
@@ -236,7 +78,7 @@ def count_traffic() -> Iterator[list[KernelCount]]:
 Method = Callable[..., Any]
 
 
-def _wrap_load(counter: _Counter, method: Method) -> Method:
+def _wrap_load(counter: Counter, method: Method) -> Method:
     def create_masked_load(self: Any, pointers: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
         counter.access("atomics" if counter.in_atomic else "loads", pointers, mask)
         return method(self, pointers, mask, *args, **kwargs)
@@ -244,7 +86,7 @@ def _wrap_load(counter: _Counter, method: Method) -> Method:
     return create_masked_load
 
 
-def _wrap_store(counter: _Counter, method: Method) -> Method:
+def _wrap_store(counter: Counter, method: Method) -> Method:
     def create_masked_store(
         self: Any, pointers: Any, value: Any, mask: Any, *args: Any, **kwargs: Any
     ) -> Any:
@@ -254,7 +96,7 @@ def _wrap_store(counter: _Counter, method: Method) -> Method:
     return create_masked_store
 
 
-def _wrap_read_modify_write(counter: _Counter, method: Method) -> Method:
+def _wrap_read_modify_write(counter: Counter, method: Method) -> Method:
     def create_atomic_rmw(
         self: Any, op: Any, pointers: Any, value: Any, mask: Any, *args: Any, **kwargs: Any
     ) -> Any:
@@ -264,7 +106,7 @@ def _wrap_read_modify_write(counter: _Counter, method: Method) -> Method:
     return create_atomic_rmw
 
 
-def _wrap_compare_and_swap(counter: _Counter, method: Method) -> Method:
+def _wrap_compare_and_swap(counter: Counter, method: Method) -> Method:
     def create_atomic_cas(self: Any, pointers: Any, *args: Any, **kwargs: Any) -> Any:
         counter.access("atomics", pointers, None)
         return method(self, pointers, *args, **kwargs)
@@ -272,7 +114,7 @@ def _wrap_compare_and_swap(counter: _Counter, method: Method) -> Method:
     return create_atomic_cas
 
 
-def _wrap_plain_atomic(counter: _Counter, method: Method) -> Method:
+def _wrap_plain_atomic(counter: Counter, method: Method) -> Method:
     """Atomic loads, stores and polls go through the plain methods: count those as atomics meanwhile."""
 
     def create_atomic(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -285,7 +127,7 @@ def _wrap_plain_atomic(counter: _Counter, method: Method) -> Method:
     return create_atomic
 
 
-WRAPPERS: dict[str, Callable[[_Counter, Method], Method]] = {
+WRAPPERS: dict[str, Callable[[Counter, Method], Method]] = {
     "create_masked_load": _wrap_load,
     "create_masked_store": _wrap_store,
     "create_atomic_rmw": _wrap_read_modify_write,

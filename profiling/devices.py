@@ -19,7 +19,7 @@ TERA = 10**12
 
 A100 = "NVIDIA A100 Tensor Core GPU architecture whitepaper (V1.0) and A100 datasheet"
 H100 = "NVIDIA H100 Tensor Core GPU architecture whitepaper and H100 datasheet"
-TUNING = "CUDA C++ Programming Guide, table of compute capabilities (shared memory)"
+TUNING = "CUDA C++ Programming Guide, table of compute capabilities (shared memory, warps, blocks, registers)"
 ADA = "NVIDIA Ada GPU architecture whitepaper (V2)"
 
 
@@ -28,9 +28,10 @@ class Device:
     """One GPU model.
 
     ``torch_names`` are what ``torch.cuda.get_device_name`` prints for it; ``capability`` is 10 * major +
-    minor. Memory sizes are bytes, ``hbm_bandwidth`` is bytes a second (the GDDR cards' memory stands under
-    the same name), peaks are FLOP a second. ``l2_bytes`` is the whole cache; ``board_power_watts`` the most
-    that the board may draw (TDP or TGP).
+    minor. An SM holds at most ``warps_per_sm`` warps in at most ``blocks_per_sm`` blocks (programs), and
+    ``registers_per_sm`` 32-bit registers. Memory sizes are bytes, ``hbm_bandwidth`` is bytes a second (the
+    GDDR cards' memory stands under the same name), peaks are FLOP a second. ``l2_bytes`` is the whole cache;
+    ``board_power_watts`` the most that the board may draw (TDP or TGP).
     """
 
     name: str
@@ -39,6 +40,9 @@ class Device:
     sms: int
     shared_memory_per_sm: int
     shared_memory_per_block: int
+    warps_per_sm: int
+    blocks_per_sm: int
+    registers_per_sm: int
     l2_bytes: int
     hbm_bytes: int
     hbm_bandwidth: float
@@ -66,14 +70,28 @@ def _peaks(half: float, tf32: float, single: float, eighth: float | None) -> dic
     return {dtype: tera * TERA for dtype, tera in peaks.items()}
 
 
+LIKE_A100 = {"warps_per_sm": 64, "blocks_per_sm": 32, "registers_per_sm": 64 * KIB}
 AMPERE = {
     "capability": 80,
     "sms": 108,
     "shared_memory_per_sm": 164 * KIB,
     "shared_memory_per_block": 163 * KIB,
+    **LIKE_A100,
 }
-HOPPER = {"capability": 90, "shared_memory_per_sm": 228 * KIB, "shared_memory_per_block": 227 * KIB}
-LOVELACE = {"capability": 89, "shared_memory_per_sm": 100 * KIB, "shared_memory_per_block": 99 * KIB}
+HOPPER = {
+    "capability": 90,
+    "shared_memory_per_sm": 228 * KIB,
+    "shared_memory_per_block": 227 * KIB,
+    **LIKE_A100,
+}
+LOVELACE = {
+    "capability": 89,
+    "shared_memory_per_sm": 100 * KIB,
+    "shared_memory_per_block": 99 * KIB,
+    "warps_per_sm": 48,
+    "blocks_per_sm": 24,
+    "registers_per_sm": 64 * KIB,
+}
 
 A100_PEAKS = _peaks(312, 156, 19.5, None)
 H100_SXM_PEAKS = _peaks(989.4, 494.7, 66.9, 1978.9)
@@ -222,9 +240,10 @@ DEVICES = (
         peaks=_peaks(2250, 1125, 75, 4500),
         sources=(
             "NVIDIA HGX B200 datasheet (a GPU's share; sparse figures halved)",
-            "NVIDIA Blackwell tuning guide (L2, shared memory)",
+            "NVIDIA Blackwell tuning guide (L2, shared memory, warps, blocks, registers)",
             "SMs as the CUDA runtime reports them",
         ),
+        **LIKE_A100,
     ),
 )
 

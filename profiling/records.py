@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lit_eff.profiling.compiled import compile_launch
-from lit_eff.profiling.counted import KernelCount, count_traffic
+from lit_eff.profiling.counted import count_traffic
+from lit_eff.profiling.counter import KernelCount
 from lit_eff.profiling.devices import Device
 from lit_eff.profiling.modelled import ModelledLaunch, Traffic
+from lit_eff.profiling.occupancy import occupancy
 from lit_eff.profiling.traffic import UNITS, KernelTraffic, Number, Shape
 
 Numbers = dict[str, tuple[Number, ...]]
@@ -21,6 +23,7 @@ COUNTED = (
     "written_sector_bytes",
     "masked_lanes",
 )
+OCCUPANCY = ("programs_per_sm", "occupancy")
 INTERPRETER = "Triton interpreter"
 ADDED = (
     *COUNTED,
@@ -55,7 +58,10 @@ def counted_numbers(count: KernelCount) -> Numbers:
 
 
 def compiled_numbers(modelled: ModelledLaunch, device: Device) -> Numbers:
-    """What a launch takes of an SM of ``device``, found by compiling it for that device; runs nothing."""
+    """What a launch takes of an SM of ``device``, found by compiling it for that device; runs nothing.
+
+    A program that the device cannot hold has no occupancy, but the reason in its place.
+    """
     resources = compile_launch(modelled.launch, device.capability)
     detail = f"compiled for {device.name}"
     values = {
@@ -63,7 +69,17 @@ def compiled_numbers(modelled: ModelledLaunch, device: Device) -> Numbers:
         "registers_per_thread": resources.registers_per_thread,
         "spill_bytes": resources.spill_store_bytes,
     }
-    return {name: (Number(value, "counted", detail),) for name, value in values.items()}
+    numbers: Numbers = {name: (Number(value, "counted", detail),) for name, value in values.items()}
+    resident = occupancy(
+        device, resources.num_warps, resources.registers_per_thread, resources.shared_memory_bytes
+    )
+    if not resident.programs_per_sm:
+        return numbers | dict.fromkeys(OCCUPANCY, (Number(None, "unavailable", resident.sentence),))
+    detail = f"{detail}; {resident.sentence}"
+    return numbers | {
+        "programs_per_sm": (Number(resident.programs_per_sm, "counted", detail),),
+        "occupancy": (Number(resident.share, "counted", detail),),
+    }
 
 
 def count_launches(launches: Sequence[ModelledLaunch], shape: Shape) -> list[KernelTraffic]:
@@ -76,7 +92,10 @@ def count_launches(launches: Sequence[ModelledLaunch], shape: Shape) -> list[Ker
             each.launch.run()
     return [
         KernelTraffic(
-            count.kernel, shape, merge(counted_numbers(count), modelled_numbers(each.traffic, each.flops))
+            count.kernel,
+            shape,
+            merge(counted_numbers(count), modelled_numbers(each.traffic, each.flops)),
+            lines=count.lines,
         )
         for count, each in zip(counts, launches, strict=True)
     ]

@@ -1,6 +1,7 @@
 """``lit-eff profile``: where bytes and time go, counted, modelled and measured, in TensorBoard and files.
 
-``--plan`` estimates hours, energy, carbon and cost of a training run (``--plan --help``).
+``--plan`` estimates hours, energy, carbon and cost of a training run (``--plan --help``); ``--diff`` compares
+two profiles and fails where a kernel moves more bytes than it did.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ def main(argv: list[str]) -> int:
         from lit_eff.cli.profile_plan import plan
 
         return plan(argv)
+    if "--diff" in argv:
+        from lit_eff.cli.profile_diff import diff
+
+        return diff(argv)
     if "--help" in argv or "-h" in argv:
         parser.print_help()
         return 0
@@ -76,7 +81,8 @@ def _parser() -> Parser:
         prog="lit-eff profile",
         description=__doc__,
         usage="%(prog)s --config RECIPE [--json] [profile.parts=[attention,training] ...]\n"
-        "       %(prog)s --plan --parameters 7e9 --tokens 1e12 [--gpus 1024] [--json]",
+        "       %(prog)s --plan --parameters 7e9 --tokens 1e12 [--gpus 1024] [--json]\n"
+        "       %(prog)s --diff BEFORE AFTER [--tolerance 0.02] [--json]",
         epilog="group=choice and a.b=1 change the recipe.",
     )
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's path or name")

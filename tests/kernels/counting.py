@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from lit_eff.profiling.counted import KernelCount
+from lit_eff.profiling.counter import KernelCount
 
 
 def requested(count: KernelCount, kind: str) -> dict[str, int]:

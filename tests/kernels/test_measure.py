@@ -11,12 +11,11 @@ import torch
 from lit_eff.errors import UserError
 from lit_eff.kernels import measure
 from lit_eff.kernels.catalogue import FOLDERS, get_operation
-from lit_eff.kernels.measure import add_measurements, as_text, attach, measure_operations
+from lit_eff.kernels.measure import add_measurements, attach, measure_operations
 from lit_eff.kernels.worker import Request, Work, request
 from lit_eff.profiling.bracket import bracket
 from lit_eff.profiling.devices import get_device
 from lit_eff.profiling.measured import METRICS, MeasuredKernel
-from lit_eff.profiling.report import ReportTable
 from lit_eff.profiling.traffic import KernelTraffic, Number
 from tests.profiling.ncu_output import COPY, REFUSED, arguments, fake_ncu, page
 
@@ -85,11 +84,6 @@ def test_other_kernels_than_expected_are_an_error() -> None:
     kernels = [MeasuredKernel(name, (), {}) for name in (BACKWARD, FORWARD)]
     with pytest.raises(UserError, match="one by one"):
         attach(known, kernels)
-
-
-def test_text_lines_up() -> None:
-    table = ReportTable("", "", ("kernel", "bytes"), (("copy", 1_234_567), ("a_long_name", None)))
-    assert as_text(table).splitlines() == ["kernel       bytes", "copy         1,234,567", "a_long_name"]
 
 
 @pytest.mark.gpu

@@ -19,7 +19,11 @@ from tests.profiling import toy_kernels
 PROGRAM = """
 import torch
 from lit_eff.profiling.compiled import compile_launch
+from lit_eff.profiling.devices import get_device
 from lit_eff.profiling.launch import Launch
+from lit_eff.profiling.modelled import ModelledLaunch, Traffic
+from lit_eff.profiling.occupancy import occupancy
+from lit_eff.profiling.records import compiled_numbers
 from tests.profiling import toy_kernels
 x = torch.empty(4096, dtype=torch.float16, device="meta")
 out = torch.empty(4096, device="meta")
@@ -31,6 +35,20 @@ for capability in (80, 90):
     assert 8 <= add.registers_per_thread <= 64, add
     assert 64 * 64 * 2 <= dot.shared_memory_bytes <= 64 * 1024, dot
     assert dot.kernel == "shared_memory_kernel"
+    assert (add.num_warps, dot.num_warps) == (4, 4)
+ada = get_device("L4")
+numbers = compiled_numbers(ModelledLaunch(adds, Traffic()), ada)
+(programs,), (share,) = numbers["programs_per_sm"], numbers["occupancy"]
+assert (programs.value, share.value, share.source) == (12, 1.0, "counted"), numbers
+assert share.detail == "compiled for L4; limited by warps", share
+# Two tiles of 256 x 256 elements take 256 KiB, more than any SM has.
+wide = Launch(toy_kernels.shared_memory_kernel, (1,), dict(p_x=x, p_y=x, p_out=out, BLOCK=256), num_warps=8)
+numbers = compiled_numbers(ModelledLaunch(wide, Traffic()), ada)
+assert numbers["shared_memory_bytes"][0].value > ada.shared_memory_per_sm, numbers
+for name in ("programs_per_sm", "occupancy"):
+    (number,) = numbers[name]
+    assert (number.value, number.source) == (None, "unavailable"), number
+    assert "cannot hold one program" in number.detail and "shared memory" in number.detail, number
 print("fine")
 """
 

@@ -90,3 +90,6 @@ def test_this_gpu_is_as_its_row_says() -> None:
     assert properties.L2_cache_size == pytest.approx(device.l2_bytes, rel=0.02)
     assert properties.total_memory == pytest.approx(device.hbm_bytes, rel=0.1)
     assert properties.shared_memory_per_block_optin == device.shared_memory_per_block
+    assert properties.shared_memory_per_multiprocessor == device.shared_memory_per_sm
+    assert properties.max_threads_per_multi_processor == 32 * device.warps_per_sm
+    assert properties.regs_per_multiprocessor == device.registers_per_sm

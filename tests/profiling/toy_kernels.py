@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tests.profiling.toy_functions import load_first
+
 
 @triton.jit
 def add_kernel(p_x, p_y, p_sum, count, BLOCK: tl.constexpr):
@@ -31,6 +33,25 @@ def histogram_kernel(p_x, p_counts, p_lock, BLOCK: tl.constexpr):
 def descriptor_copy_kernel(x, y, BLOCK: tl.constexpr):
     row = tl.program_id(0) * BLOCK
     y.store([row, 0], x.load([row, 0]))
+
+
+@triton.jit
+def gather_kernel(x, p_rows, y, BLOCK: tl.constexpr):
+    rows = tl.load(p_rows + tl.arange(0, BLOCK))
+    y.scatter(x.gather(rows, 0), rows, 0)
+
+
+@triton.jit
+def twice_kernel(p_x, p_out, count, BLOCK: tl.constexpr):
+    first = load_first(p_x, count, BLOCK)
+    second = load_first(p_out, count, BLOCK)
+    o = tl.arange(0, BLOCK)
+    again = tl.load(p_x + o + 8)
+    tl.store(
+        p_out + o,
+        first + second + again,
+        mask=o < count,
+    )
 
 
 @triton.jit
