@@ -108,8 +108,7 @@ class Profile(Callback):
         if self._window is None:
             return
         self._window.batch_ends(trainer.global_step)
-        if self._window.written:
-            self.path = self._window.path
+        self._keep(self._window)
         if self._window.closed:
             self._finish(trainer)
 
@@ -140,8 +139,7 @@ class Profile(Callback):
         window.close()
         if not window.written:
             return
-        self.path = window.path
-        self._make_room(window.path)
+        self._keep(window)
         found = window.recording()
         self.timeline, self.tables, self.notes = found.timeline, found.tables, found.notes
         for note in found.notes:
@@ -158,6 +156,12 @@ class Profile(Callback):
             writer.add_text(f"profile/{tag}", table_markdown(table), trainer.global_step)
         for scalar, value in found.scalars.items():
             writer.add_scalar(f"profile/{scalar}", value, trainer.global_step)
+
+    def _keep(self, window: Window) -> None:
+        """A trace counts from when it is written, which is before the counted step."""
+        if window.written and self.path != window.path:
+            self.path = window.path
+            self._make_room(window.path)
 
     def _make_room(self, path: Path) -> None:
         if not path.exists():

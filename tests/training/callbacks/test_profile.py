@@ -228,6 +228,19 @@ def test_it_hooks_nothing_outside_its_windows(tmp_path: Path, text: Path) -> Non
     assert len(list(Path(str(trainer.log_dir)).glob("*.pt.trace.json.gz"))) == 2
 
 
+def test_a_trace_makes_room_when_written_not_when_counted(tmp_path: Path, text: Path) -> None:
+    first = Profile(start=0, steps=1)
+    make_trainer(tmp_path / "first", first, max_steps=2).fit(make_module(), datamodule=make_data(text))
+    assert first.path is not None
+    room = 1.5 * first.path.stat().st_size / 1e6  # for one of them
+    profile = Profile(start=0, steps=1, every=3, count=True, max_megabytes=room)
+    sizes = TraceSizes(profile)
+    trainer = make_trainer(tmp_path / "often", profile, sizes, max_steps=6, val_check_interval=1000)
+    trainer.fit(make_module(), datamodule=make_data(text))
+    assert len(sizes.totals) == 2
+    assert max(sizes.totals) <= room * 1e6
+
+
 @pytest.mark.parametrize(
     ("at", "max_steps", "rank", "begins"),
     [
@@ -307,16 +320,35 @@ def test_traces_of_a_run_make_room_for_one_another(tmp_path: Path) -> None:
         assert [each for each in paths if each.exists()] == paths[index + 1 - fitting : index + 1]
 
 
+class TraceSizes(Callback):
+    """Bytes of all trace files together after every step, where they changed; stands after the profile."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.totals: list[int] = []
+        self._last: Path | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self.profile.path != self._last:
+            self._last = self.profile.path
+            files = Path(str(trainer.log_dir)).glob("*.pt.trace.json.gz")
+            self.totals.append(sum(file.stat().st_size for file in files))
+
+
 @pytest.mark.slow
 def test_traces_stay_within_their_bound_over_ten_thousand_steps(tmp_path: Path, text: Path) -> None:
-    profile = Profile(start=10, steps=2, every=100, max_megabytes=0.5)
+    profile = Profile(start=10, steps=2, every=100, max_megabytes=1.5)
+    sizes = TraceSizes(profile)
     trainer = make_trainer(
-        tmp_path, profile, max_steps=10_000, val_check_interval=10**6, log_every_n_steps=1000
+        *(tmp_path, profile, sizes), max_steps=10_000, val_check_interval=10**6, log_every_n_steps=1000
     )
     trainer.fit(make_module(), datamodule=make_data(text))
-    kept = list(Path(str(trainer.log_dir)).glob("*.pt.trace.json.gz"))
+    assert len(sizes.totals) == 100
+    assert max(sizes.totals) <= 1.5e6
+    kept = sorted(Path(str(trainer.log_dir)).glob("*.pt.trace.json.gz"))
     assert len(kept) > 1
-    assert sum(path.stat().st_size for path in kept) <= 0.5e6
+    assert kept[-1] == profile.path
+    assert sum(path.stat().st_size for path in kept) <= 1.5e6 < sum(sizes.totals)
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"start": -1}, {"rows": 0}, {"every": 3}])
