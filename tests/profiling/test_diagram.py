@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lit_eff.profiling.diagram import KernelSchedule, Tensor, TileSchedule, human_bytes, schedule_figure
+from lit_eff.profiling.diagram import KernelSchedule, Tensor, TileSchedule, schedule_figure
 
 
 def assert_no_text_covers_another(figure: Figure) -> None:
@@ -59,8 +59,3 @@ def test_arrows_are_as_wide_as_their_bytes(schedule: TileSchedule) -> None:
         if getattr(text, "arrow_patch", None) is not None
     ]
     assert sorted(widths) == [13, 13, 13, 26]
-
-
-def test_human_bytes() -> None:
-    sizes = (12, 1500, 134_217_728, 999_600_000, 10_979_000_000)
-    assert [human_bytes(size) for size in sizes] == ["12 B", "1.5 kB", "134 MB", "1 GB", "11 GB"]
