@@ -19,6 +19,7 @@ from lit_eff.profiling.traffic import LineTraffic
 
 SECTOR_SHIFT = 5  # 32-byte sectors, the unit of every HBM and L2 transfer on NVIDIA GPUs
 ELSEWHERE = "elsewhere"  # accesses outside every tensor argument
+NOTHING = "nothing"  # accesses whose lanes are all off, which ask for no tensor's bytes
 Kind = Literal["loads", "stores", "atomics"]
 Place = tuple[str, int]  # file and line
 # Code between a kernel's line and the counter: Triton's own, this package's, and NumPy's.
@@ -165,7 +166,8 @@ class Counter:
         off = lanes - addresses.size
         place = self._place()
         for index, held in self._find(addresses):
-            name = ELSEWHERE if index is None else self._names[index]
+            outside = ELSEWHERE if held.size else NOTHING
+            name = outside if index is None else self._names[index]
             count = self.running.accesses.setdefault((place, name, kind), AccessCount())
             count.requested_bytes += held.size * element
             count.masked_lanes += off  # with the first: lanes that are off lie nowhere

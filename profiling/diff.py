@@ -14,6 +14,7 @@ from typing import Any
 
 from lit_eff.profiling.report import ProfileReport, ReportTable
 from lit_eff.profiling.text_table import as_text
+from lit_eff.profiling.titles import shape_text
 from lit_eff.profiling.traffic import BEST, UNITS, KernelTraffic, Shape, Source
 
 TOLERANCE = 0.02  # of bytes measured twice on one device
@@ -167,7 +168,7 @@ def comparison_tables(comparison: Comparison) -> tuple[ReportTable, ...]:
     """What kernels move in all, every quantity that changed, and the kernels of one report only."""
     columns = ("kernel", "shape", "quantity", "source", "before", "after", "change")
     only = [
-        (record.kernel, _shape(record.shape), which, *(record.best_hbm_bytes or (None, None)))
+        (record.kernel, shape_text(record.shape), which, *(record.best_hbm_bytes or (None, None)))
         for which, records in (("new", comparison.new), ("gone", comparison.gone))
         for record in records
     ]
@@ -197,14 +198,10 @@ def _row(change: Change) -> tuple[str | float | None, ...]:
     share = None if change.share is None else f"{change.share:+.2%}"
     return (
         change.kernel,
-        _shape(change.shape),
+        shape_text(change.shape),
         change.quantity,
         change.source,
         change.before,
         change.after,
         share,
     )
-
-
-def _shape(shape: Shape) -> str:
-    return ", ".join(f"{name} {value}" for name, value in shape.items())

@@ -73,7 +73,6 @@ def occupancy(
             f"a kernel of {num_warps} warps, {registers_per_thread} registers a thread and "
             f"{shared_memory_bytes} bytes of shared memory; expected at least 1, 1 and 0"
         )
-    shared = _rounded(shared_memory_bytes + RESERVED_SHARED, SHARED_UNIT)
     return Occupancy(
         device.name,
         num_warps,
@@ -82,9 +81,14 @@ def occupancy(
             "warps": 0 if num_warps > MOST_WARPS else device.warps_per_sm // num_warps,
             "blocks": device.blocks_per_sm,
             "registers": _by_registers(device, num_warps, registers_per_thread),
-            "shared memory": device.shared_memory_per_sm // shared,
+            "shared memory": by_shared_memory(device, shared_memory_bytes),
         },
     )
+
+
+def by_shared_memory(device: Device, shared_memory_bytes: int) -> int:
+    """Programs that an SM has SRAM for, each with what the driver reserves; 0 if not for one."""
+    return device.shared_memory_per_sm // _rounded(shared_memory_bytes + RESERVED_SHARED, SHARED_UNIT)
 
 
 def _by_registers(device: Device, num_warps: int, registers_per_thread: int) -> int:

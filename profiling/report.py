@@ -66,6 +66,15 @@ def text_of(value: Cell) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
 
 
+def human_bytes(count: float) -> str:
+    """Decimal units, three digits, as in ``1.07 GB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
 @dataclass(frozen=True)
 class ProfileReport:
     """``environment`` names machine, GPU, driver and versions; ``notes`` what was turned off, and why."""

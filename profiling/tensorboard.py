@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lit_eff.profiling.report import Cell, ProfileReport, ReportTable, text_of
+from lit_eff.profiling.report import Cell, ProfileReport, ReportTable, human_bytes, text_of
 from lit_eff.profiling.titles import shape_text, titles
 from lit_eff.profiling.traffic import BEST, UNITS, KernelTraffic, LineTraffic, Number
 
@@ -207,16 +207,8 @@ def traffic_figure(records: Sequence[KernelTraffic]) -> Figure | None:
     figure = Figure(figsize=(max(4.0, 1.8 * len(bars)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     drawn = axes.bar(range(len(bars)), [value for _, value, _ in bars], color=[color for *_, color in bars])
-    axes.bar_label(drawn, labels=[_human(value) for _, value, _ in bars])
+    axes.bar_label(drawn, labels=[human_bytes(value) for _, value, _ in bars])
     axes.set_xticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8)
     axes.set_ylabel("requested of HBM, bytes")
     axes.margins(y=0.15)
     return figure
-
-
-def _human(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

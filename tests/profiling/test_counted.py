@@ -44,6 +44,28 @@ def test_masked_loads_and_stores_by_tensor() -> None:
     assert total.eq(2).all()
 
 
+def test_lanes_that_are_all_off_ask_for_nothing() -> None:
+    x, y, total = (aligned(64) for _ in range(3))
+    with count_traffic() as launches:
+        toy_kernels.add_kernel[(2,)](x, y, total, 64, BLOCK=64)  # all of the second program's are off
+    (count,) = launches
+    assert (count.read_bytes, count.written_bytes, count.masked_lanes) == (512, 256, 3 * 64)
+    assert {name: each.loads.masked_lanes for name, each in count.tensors.items()} == {
+        "x": 0,
+        "y": 0,
+        "sum": 0,
+        "nothing": 2 * 64,
+    }
+
+
+def test_bytes_outside_every_tensor_are_counted_elsewhere() -> None:
+    buffer, out = aligned(128), aligned(64)
+    with count_traffic() as launches:
+        toy_kernels.strided_read_kernel[(1,)](buffer[:32], out, 1, BLOCK=64)  # 32 beyond the view's end
+    tensors = launches[0].tensors
+    assert (tensors["x"].loads.requested_bytes, tensors["elsewhere"].loads.requested_bytes) == (128, 128)
+
+
 def test_sectors_tell_strided_reads_from_dense_ones() -> None:
     x, out = aligned(64 * 16), aligned(64)
     for stride, sectors in ((0, 1), (1, 8), (2, 16), (8, 64), (16, 64)):
