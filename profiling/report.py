@@ -58,12 +58,14 @@ class ReportTable:
 
 
 def text_of(value: Cell) -> str:
-    """Thousands by commas, floats to six digits, a dash for what is missing."""
+    """Thousands by commas, floats to four digits and whole from a thousand on, a dash for what is missing."""
     if value is None:
         return "-"
     if isinstance(value, str):
         return value
-    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def human_bytes(count: float) -> str:

@@ -72,7 +72,10 @@ def main(argv: list[str]) -> int:
         files = [str(path) for path in written]
         print(json.dumps({"folder": str(job.folder), "files": files, **report.to_dict()}, indent=1))
     else:
-        console.print(f"look  tensorboard --logdir {job.folder}", highlight=False, soft_wrap=True)
+        names = {"profile.html": "page ", "trace.perfetto.json.gz": "trace"}  # for ui.perfetto.dev
+        lines = [f"{names[path.name]}  {path}" for path in written if path.name in names]
+        lines.append(f"look   tensorboard --logdir {job.folder}")
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return 0
 
 

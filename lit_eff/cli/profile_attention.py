@@ -8,16 +8,21 @@ from rich.console import Console
 
 from lit_eff.bench.gpt2_speed_table import read_measured, speed_figure, speed_table
 from lit_eff.cli.profile import Job
+from lit_eff.cli.profile_engine import recipe_model
 from lit_eff.errors import UserError
+from lit_eff.kernels.attention.diagram import attention_diagram
 from lit_eff.kernels.attention.figure2 import Case, Step, cases
 from lit_eff.kernels.attention.figure2_plot import figure2_figure, figure2_table
 from lit_eff.kernels.attention.figure2_records import Profiler, by_ncu, figure2_records
 from lit_eff.kernels.attention.measured_scaling import measure_scaling, scaling_figure, scaling_table
+from lit_eff.kernels.attention.scaling import theorem_scalings, theorem_table
+from lit_eff.kernels.attention.tile_explorer import explore_attention
 from lit_eff.kernels.attention.traffic import count_forward
 from lit_eff.models.config import ModelConfig
 from lit_eff.profiling.config import ProfileConfig
 from lit_eff.profiling.devices import Device
 from lit_eff.profiling.report import Findings
+from lit_eff.profiling.tile_explorer import tile_figure, tile_table
 from lit_eff.profiling.traffic import KernelTraffic
 from lit_eff.profiling.unavailable import UnavailableError
 
@@ -51,6 +56,12 @@ def _figure2(job: Job, found: Findings) -> None:
     found.tables += [figure2_table(records), scaling_table(scaling)]
     found.figures["attention_figure_2"] = figure2_figure(records)
     found.figures["attention_scaling"] = scaling_figure(scaling)
+    found.tables.append(theorem_table(theorem_scalings()))
+    shape = workloads[0].shape
+    explored = explore_attention(shape, job.device)
+    found.tables.append(tile_table(explored))
+    found.figures["attention_tiles"] = tile_figure(explored)
+    found.figures["attention_tile_schedule"] = attention_diagram(shape, job.device.capability)
 
 
 def _profiler(job: Job, found: Findings) -> Profiler | None:
@@ -82,9 +93,9 @@ def _add_speeds(found: Findings, path: Path) -> None:
 def counted(job: Job) -> KernelTraffic:
     """One forward at the heads of the recipe's model, or at the section's sizes where it has none."""
     settings = job.profile.attention
-    values = job.recipe.values.get("model", {}).get("init_args", {}).get("config")
-    if values is not None:
-        return count_at(job.profile, ModelConfig.from_dict(values), job.device, job.console)
+    model = recipe_model(job)
+    if model is not None:
+        return count_at(job.profile, model, job.device, job.console)
     sizes = (settings.count_heads, settings.count_heads, settings.head_dim)
     return _count(job.profile, sizes, True, None, job.device, job.console)
 

@@ -8,6 +8,7 @@ from typing import Any
 from lit_eff.cli.lightning import lightning_cli
 from lit_eff.cli.profile import Job
 from lit_eff.errors import UserError
+from lit_eff.profiling.carbon import Grid, footprint_table
 from lit_eff.profiling.report import Findings
 from lit_eff.training.callbacks import Profile
 
@@ -38,11 +39,28 @@ def training(job: Job) -> Findings:
             {"class_path": "lit_eff.training.callbacks.RunProgress"},
             {
                 "class_path": "lit_eff.training.callbacks.Profile",
-                "init_args": {"start": settings.warmup_steps, "steps": settings.steps, "count": True},
+                "init_args": {
+                    "start": settings.warmup_steps,
+                    "steps": settings.steps,
+                    "count": True,
+                    "meter": {"class_path": "lit_eff.profiling.energy.EnergyMeter", "init_args": _meter(job)},
+                },
             },
         ],
     }
     cli = lightning_cli(replace(job.recipe, values={**values, "trainer": trainer}), ["fit"])
     callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     (recorded,) = (each for each in callbacks if isinstance(each, Profile))
-    return Findings(tables=recorded.tables, notes=recorded.notes, timeline=recorded.timeline)
+    grid = Grid(job.profile.energy.pue, job.profile.energy.kg_per_kwh)
+    tokens = cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches * cli.datamodule.context
+    assert recorded.meter is not None
+    footprint = footprint_table(recorded.meter.joules, settings.steps * tokens, grid)
+    return Findings(tables=[*recorded.tables, footprint], notes=recorded.notes, timeline=recorded.timeline)
+
+
+def _meter(job: Job) -> dict[str, Any]:
+    """Of the machine that trains. Without a meter: the watts of the recipe, or of a GPU's board."""
+    watts = job.profile.energy.watts
+    if job.gpu is None:
+        return {"device": "cpu", "watts": watts}
+    return {"device": "cuda", "watts": job.device.board_power_watts if watts is None else watts}
