@@ -18,7 +18,6 @@ from lit_eff.profiling.roofline_plot import roofline_figure
 from lit_eff.profiling.tensorboard import with_baseline
 from lit_eff.profiling.timeline import Timeline
 from lit_eff.profiling.traffic import KernelTraffic
-from lit_eff.training.callbacks.artifacts import git_commit
 
 ROWS = 12  # of a table in the terminal; more on the page
 
@@ -118,6 +117,8 @@ def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileRe
 
 def environment(job: Job, command: str) -> dict[str, str]:
     """The machine, the versions that matter and the command: what a stranger needs to do it again."""
+    from lit_eff.training.callbacks.artifacts import git_commit
+
     found = {
         "command": command,
         "device": job.gpu or f"no GPU; limits of {job.device.name}",

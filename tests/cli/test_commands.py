@@ -1,4 +1,4 @@
-"""The command table, ``--help`` everywhere, and the commands that look: doctor, recipes, profile."""
+"""The command table, ``--help`` everywhere, and the commands that look: doctor, recipes."""
 
 from __future__ import annotations
 
@@ -111,23 +111,3 @@ def test_recipes_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in listed)
     assert main(["recipes", "quickstart"]) == 0
     assert capsys.readouterr().out == Path("recipes/quickstart.yaml").read_text(encoding="utf-8")
-
-
-def test_profile_counts_what_the_formula_says(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["model.init_args.config.model_dim=64", "profile.attention.count_length=40"]
-    assert main(["profile", *tiny, *sizes, "profile.training.steps=1", "--json"]) == 0
-    captured = capsys.readouterr()
-    report = json.loads(captured.out)
-    assert "equal to the byte" in captured.err
-    (traffic,) = [record for record in report["records"] if record["baseline"]]
-    standard = traffic["baseline"]
-    assert len(standard["parts"]) == 3
-    for record in (traffic, standard, *standard["parts"]):
-        assert record["kernel"] in captured.err
-        for quantity in ("read_bytes", "written_bytes"):
-            value = {number["source"]: number["value"] for number in record["numbers"][quantity]}
-            assert value["counted"] == value["modelled"] > 0
-    folder = Path(report["folder"])
-    assert len(list(folder.glob("*.pt.trace.json.gz"))) == 1
-    assert list(folder.glob("events.out.tfevents.*"))
-    assert json.loads((folder / "profile.json").read_text())["records"] == report["records"]
