@@ -28,6 +28,9 @@ from lit_eff.profiling.traffic import KernelTraffic
 Work = Literal["count", "model", "compile", "time", "run"]
 
 
+OLD_INTERPRETER = "only 0-dimensional arrays can be converted"
+
+
 class Request(NamedTuple):
     """An operation's case, and the device (a name of the device table) whose tiles and limits are meant."""
 
@@ -108,6 +111,10 @@ def in_fresh_process(work: Work, requests: Sequence[Request]) -> list[list[Kerne
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        if OLD_INTERPRETER in last:
+            last = (
+                "the interpreter of Triton 3.6 needs NumPy before 2.4; install one, or Triton 3.7.1 or later"
+            )
         raise UserError(f"to {work} {', '.join(each.operation for each in requests)} failed: {last}")
     return [
         [KernelTraffic.from_dict(record) for record in json.loads(line)] for line in done.stdout.splitlines()

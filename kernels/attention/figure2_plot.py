@@ -86,7 +86,7 @@ def figure2_figure(records: Sequence[KernelTraffic]) -> Figure:
     shortest = min(_size(record, "length") for record in records)
     first = [record for record in records if _size(record, "length") == shortest]
     measured = any(record.get("seconds", "measured") for record in first)
-    figure = Figure(figsize=(14 if measured else 10, 4.4), layout="constrained")
+    figure = Figure(figsize=(16 if measured else 11, 4.4), layout="constrained")
     panels = figure.subplots(1, 3 if measured else 2)
     source: Source = "measured" if any(record.hbm_bytes("measured") for record in first) else "modelled"
     _bars(
@@ -141,7 +141,7 @@ def _growth(axes: Axes, records: Sequence[KernelTraffic]) -> None:
             )
     axes.set(xscale="log", yscale="log", xlabel="N, tokens", ylabel="bytes a head")
     axes.set_title("bytes of one head, forward and backward", fontsize=10)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def log_slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
