@@ -31,8 +31,16 @@ class Requests:
             self.reads[name] += times * (span[1] - span[0])
             self.ranges[name].add(span)
 
-    def traffic(self, inside: Iterable[str] = ()) -> Traffic:
-        """``inside``: tensors that the launch writes before it reads them, whose sectors are in L2."""
-        apart = set(inside)
-        sectors = sum(sector_bytes(each) for name, each in self.ranges.items() if name not in apart)
-        return Traffic(dict(self.reads), dict(self.writes), dict(self.atomics), sectors=sectors)
+    def traffic(self, inside: Iterable[str] = (), own: Iterable[str] = ()) -> Traffic:
+        """``inside`` are tensors whose sectors are in L2 throughout, so that they do not count; ``own`` those
+        that the launch writes before it reads them, which count apart.
+        """
+        apart, written = set(inside), set(own)
+        sectors = {name: sector_bytes(each) for name, each in self.ranges.items() if name not in apart}
+        return Traffic(
+            dict(self.reads),
+            dict(self.writes),
+            dict(self.atomics),
+            sectors=sum(sectors.values()),
+            own=sum(size for name, size in sectors.items() if name in written),
+        )

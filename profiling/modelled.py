@@ -19,13 +19,15 @@ class Traffic:
     """Bytes requested of HBM by one launch, by tensor.
 
     ``atomics`` are read-modify-writes, each counted once. ``sectors`` are the bytes of the distinct 32-byte
-    sectors read, the least that a cold cache leaves to DRAM; None where the model does not say.
+    sectors read; None where the model does not say. ``own`` are those of them that the launch has written by
+    then: L2 may serve them, so the least that a cold cache leaves to DRAM is without them.
     """
 
     reads: dict[str, int] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
     atomics: dict[str, int] = field(default_factory=dict)
     sectors: int | None = field(default=None, kw_only=True)
+    own: int = field(default=0, kw_only=True)
 
     @property
     def read_bytes(self) -> int:

@@ -44,7 +44,7 @@ def modelled_numbers(traffic: Traffic, flops: int, formula: str = "I/O model") -
         "read_bytes": traffic.read_bytes,
         "written_bytes": traffic.written_bytes,
         "atomic_bytes": traffic.atomic_bytes,
-        "read_sector_bytes": traffic.sectors,
+        "read_sector_bytes": None if traffic.sectors is None else traffic.sectors - traffic.own,
         "flops": flops or None,
     }
     return {

@@ -44,6 +44,9 @@ def step_flops(shape: Shape, positions: Sequence[int]) -> dict[str, int]:
     return flops | {"attention": 4 * shape.attended * sum(position + 1 for position in positions)}
 
 
+PARTS = ("maxima", "sums", "partial")  # of a row's attention, which the program that ends last joins
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of rows at ``positions`` of ``sequences``, fed ``tokens``; a cache of so many sequences and
@@ -166,7 +169,7 @@ class Step:
                 continue
             to.atomics["finished"] += parts * shape.kv_heads * STATISTIC_BYTES
             to.writes["finished"] += shape.kv_heads * STATISTIC_BYTES
-            for name, each in (("maxima", 1), ("sums", 1), ("partial", shape.head_dim)):
+            for name, each in zip(PARTS, (1, 1, shape.head_dim), strict=True):
                 size = each * STATISTIC_BYTES
                 to.writes[name] += parts * shape.heads * size
                 for head in range(row * shape.heads, (row + 1) * shape.heads):
@@ -217,7 +220,7 @@ class Step:
         self.phase(requests, name, layer)
         if name == "down":
             self.advanced(requests)
-        return requests.traffic()
+        return requests.traffic(own=PARTS if name == "attention" else ())
 
     def traffic(self, phases: Sequence[str]) -> Traffic:
         """Of all layers in one launch; a layer has ``phases``."""

@@ -47,12 +47,12 @@ def launches(case: SwigluCase, device: torch.device, capability: int) -> list[Mo
     return [
         ModelledLaunch(
             forward_launch(gate_NF, up_NF, out_NF),
-            forward_traffic(case.rows, case.outputs, size),
+            forward_traffic(case.rows, case.outputs, size, packed=case.packed),
             FORWARD_FLOPS * elements,
         ),
         ModelledLaunch(
             backward_launch(dout_NF, gate_NF, up_NF, dgate_NF, dup_NF),
-            backward_traffic(case.rows, case.outputs, size),
+            backward_traffic(case.rows, case.outputs, size, packed=case.packed),
             BACKWARD_FLOPS * elements,
         ),
     ]

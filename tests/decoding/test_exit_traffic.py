@@ -7,7 +7,9 @@ import pytest
 from lit_eff.decoding.exit_traffic import exit_checks, exit_model, exit_savings
 from lit_eff.errors import UserError
 from lit_eff.kernels.decode_step.arguments import Shape
-from lit_eff.kernels.decode_step.io_model import HISTORY_BYTES, layers_traffic, weight_bytes
+from lit_eff.kernels.decode_step.call import PHASES
+from lit_eff.kernels.decode_step.io_model import Step, weight_bytes
+from lit_eff.kernels.decode_step.plan import plan_of
 from lit_eff.models.config import ExitConfig, ModelConfig
 from lit_eff.models.transformer import Transformer
 from lit_eff.profiling.exits import Checks, exit_bytes, full_bytes
@@ -20,16 +22,26 @@ CONFIG = ModelConfig(
 
 
 @pytest.mark.parametrize("position", [0, 41, 127])
-@pytest.mark.parametrize("cache_bytes", [2, 4])
-def test_the_whole_model_moves_what_the_decode_kernel_does(position: int, cache_bytes: int) -> None:
+@pytest.mark.parametrize("element", [2, 4])
+def test_the_whole_model_moves_what_the_decode_kernel_does(position: int, element: int) -> None:
+    """Weights, cache and one reading of the embedding's row; what phases hand on stays on the chip."""
     shape = Shape(CONFIG.layers, CONFIG.model_dim, 4, 2, CONFIG.head_size, CONFIG.mlp_size, CONFIG.vocab_size)
-    kernel = layers_traffic(shape, [position], 2, cache_bytes)
-    output_matrix = weight_bytes(shape, 2) - sum(
-        kernel.reads[name] for name in ("qkv", "output", "gate_up", "down")
-    )
-    second_read = kernel.reads["embedding"] // 2  # the kernel reads the row twice
-    moved = full_bytes(exit_model(CONFIG, 2, cache_bytes), position + 1)
-    assert moved == kernel.total - HISTORY_BYTES - second_read + output_matrix
+    plan = plan_of(shape.qkv // 2, shape.channels, shape.inner, 132, 90)
+    step = Step(shape, plan, element, [1], [position], [0], cached_sequences=1, slots=CONFIG.context)
+    kernel = step.traffic(PHASES)
+    matrices = sum(kernel.reads[name] for name in ("qkv", "output", "gate_up", "down"))
+    cache = sum(kernel.reads[name] + kernel.writes[name] for name in ("k", "v"))
+    embedding = kernel.reads["embedding"] // 2  # the kernel reads the row twice
+    output_matrix = weight_bytes(shape, element) - matrices
+    moved = full_bytes(exit_model(CONFIG, element), position + 1)
+    assert moved == matrices + cache + embedding + output_matrix
+
+
+@pytest.mark.parametrize("cache_bytes", [2, 4])
+def test_a_cache_may_have_elements_of_its_own(cache_bytes: int) -> None:
+    sizes = exit_model(CONFIG, 2, cache_bytes)
+    assert sizes.slot == cache_bytes * 2 * 2 * CONFIG.head_size
+    assert sizes.layer == exit_model(CONFIG, 2).layer
 
 
 def test_a_shallow_exit_moves_what_a_shallow_model_would() -> None:

@@ -26,9 +26,11 @@ from lit_eff.kernels.attention.with_cache.sectors import combine_sectors, split_
 from lit_eff.kernels.attention.with_cache.split import split_launch
 from lit_eff.kernels.attention.with_cache.tiles import HOPPER, CacheTiles, Deal, Unit
 from lit_eff.kernels.catalogue import Operation
+from lit_eff.profiling.devices import DEVICES
 from lit_eff.profiling.launch import Launch
 from lit_eff.profiling.modelled import ModelledLaunch, Traffic
 
+A100_SMS = 108
 # Constants at which a few hundred slots make many chunks and segments.
 SMALL = CacheTiles(rows=16, block_n=16, chunk=32, segment=64, num_warps=4, num_stages=2)
 
@@ -74,6 +76,11 @@ class _GivenCall(CacheCall):
     """A call whose constants and deal may be given."""
 
     given: tuple[CacheTiles, Deal] | None = None
+
+    @property
+    def processors(self) -> int:
+        """Of the table's first device of this capability, so that every place gives the same launches."""
+        return next((device.sms for device in DEVICES if device.capability == self.capability), A100_SMS)
 
     @property
     def tiles(self) -> CacheTiles:
