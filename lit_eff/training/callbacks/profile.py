@@ -43,6 +43,7 @@ class Profile(Callback):
     Attributes:
         path: the trace file written last.
         timeline, tables, notes: what the latest recording found; notes say what is missing, and why.
+        began: when the timeline starts, by time.perf_counter.
 
     Raises:
         UserError: for a setting out of range.
@@ -79,6 +80,7 @@ class Profile(Callback):
         self.timeline = Timeline()
         self.tables: list[ReportTable] = []
         self.notes: list[str] = []
+        self.began = 0.0
         self._window: Window | None = None
         self._next = math.inf  # optimizer step at which the next recording begins
         self._kept: deque[tuple[Path, float]] = deque()  # trace files with their megabytes, oldest first
@@ -142,6 +144,7 @@ class Profile(Callback):
         self._keep(window)
         found = window.recording()
         self.timeline, self.tables, self.notes = found.timeline, found.tables, found.notes
+        self.began = found.began
         for note in found.notes:
             trainer.print(f"Profile: {note}")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector

@@ -37,12 +37,16 @@ NO_METER = Number(None, "unavailable", "no energy meter was given to the callbac
 
 @dataclass
 class Recording:
-    """What a window found. ``notes`` say what is missing, and why."""
+    """What a window found. ``notes`` say what is missing, and why.
+
+    ``began`` is when the timeline starts, by time.perf_counter.
+    """
 
     timeline: Timeline = field(default_factory=Timeline)
     tables: list[ReportTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     scalars: dict[str, float] = field(default_factory=dict)
+    began: float = 0.0
 
 
 class Window:
@@ -145,6 +149,7 @@ class Window:
     def recording(self) -> Recording:
         """What was found; after :meth:`close`."""
         found = self._recording
+        found.began = self._began
         energy = NO_METER if self._meter is None else self._meter.joules
         totals = {} if self._counter is None else self._counter.totals
         costs = StepCosts(totals, COUNTED, energy)
