@@ -106,7 +106,10 @@ def _measure(job: Job, found: Findings) -> None:
         found.notes.append("measured bytes by module unavailable: profile.measure is off")
         return
     step = job.profile.training.warmup_steps
-    with TemporaryDirectory() as folder, job.console.status("Training a step under ncu"):
+    with (
+        TemporaryDirectory() as folder,
+        job.console.status("Training a step under ncu, minutes if it has thousands of kernels"),
+    ):
         logger = "lightning.pytorch.loggers.TensorBoardLogger"
         values = _shortened(
             job,
