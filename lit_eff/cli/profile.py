@@ -9,29 +9,14 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from lit_eff.cli.arguments import Parser
-from lit_eff.cli.compose import Recipe
+from lit_eff.cli.profile_job import Job, make_job
 from lit_eff.errors import UserError
 from lit_eff.profiling.config import PARTS, ProfileConfig
-from lit_eff.profiling.devices import Device, find_device, get_device
 from lit_eff.profiling.report import Findings
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a part of the profile works from. ``gpu`` is this machine's, or None; ``folder`` is the run's."""
-
-    recipe: Recipe
-    profile: ProfileConfig
-    folder: Path
-    device: Device
-    gpu: str | None
-    console: Console
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +44,7 @@ def main(argv: list[str]) -> int:
     recipe = compose(config, overrides)
     profile: ProfileConfig = typed_section(recipe, "profile")
     console = Console(stderr=options.json)
-    job = _job(recipe, profile, console)
+    job = make_job(recipe, profile, console)
     found = []
     for part in PARTS:
         if part in profile.parts:
@@ -91,20 +76,6 @@ def _parser() -> Parser:
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's path or name")
     parser.add_argument("--json", action="store_true", help="print every record, each number with its source")
     return parser
-
-
-def _job(recipe: Recipe, profile: ProfileConfig, console: Console) -> Job:
-    """A fresh run folder, and the device whose limits count: this machine's GPU, or the recipe's."""
-    import torch
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    logger = recipe.values.get("trainer", {}).get("logger") or {}
-    save_dir = logger.get("init_args", {}).get("save_dir", "runs") if isinstance(logger, dict) else "runs"
-    folder = Path(TensorBoardLogger(save_dir, recipe.name).log_dir)
-    folder.mkdir(parents=True)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    device = (find_device(gpu) if gpu else None) or get_device(profile.device)
-    return Job(recipe, profile, folder, device, gpu, console)
 
 
 def _run(part: str, job: Job) -> Findings:

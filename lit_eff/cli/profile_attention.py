@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from lit_eff.bench.gpt2_speed_table import read_measured, speed_figure, speed_table
-from lit_eff.cli.profile import Job
 from lit_eff.cli.profile_engine import recipe_model
+from lit_eff.cli.profile_job import Job
 from lit_eff.errors import UserError
 from lit_eff.kernels.attention.diagram import attention_diagram
 from lit_eff.kernels.attention.figure2 import Case, Step, cases

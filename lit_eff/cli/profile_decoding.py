@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_eff.cli.profile import Job
 from lit_eff.cli.profile_engine import FLOAT32_BYTES, Profiled, open_engine
+from lit_eff.cli.profile_job import Job
 from lit_eff.decoding.exit_traffic import exit_savings
 from lit_eff.decoding.rounds import profile_rounds
 from lit_eff.profiling.exits import energy_per_byte

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from lit_eff.cli.profile import Job
+from lit_eff.cli.profile_job import Job
 from lit_eff.decoding.torch_runner import TorchRunner
 from lit_eff.errors import UserError
 from lit_eff.models.config import ModelConfig

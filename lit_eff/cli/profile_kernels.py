@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
-from lit_eff.cli.profile import Job
+from lit_eff.cli.profile_job import Job
 from lit_eff.errors import UserError
 from lit_eff.kernels.catalogue import FOLDERS, Operation, get_operation
 from lit_eff.kernels.measure import add_measurements
-from lit_eff.kernels.worker import in_fresh_process, records, request
+from lit_eff.kernels.worker import Request, in_fresh_process, records, request
 from lit_eff.profiling.bracket import bracket, bracket_table
 from lit_eff.profiling.records import COUNTED, complete, merge
 from lit_eff.profiling.report import Findings, ReportTable
@@ -47,11 +47,7 @@ def _at_typical_sizes(operations: Sequence[Operation], job: Job, found: Findings
     """A record a launch; each quantity that is missing says why. Where an operation fails, a note does."""
     requests = [request(each.name, each.typical, job.device.name) for each in operations]
     with job.console.status(f"Compiling for {job.device.name}"):
-        try:
-            compiled = in_fresh_process("compile", requests)
-        except UserError as error:
-            found.notes.append(f"SRAM, registers and occupancy unavailable: {error}")
-            compiled = [[] for _ in requests]
+        compiled = _compiled(requests, found)
     done: list[KernelTraffic] = []
     for operation, asked, resources in zip(operations, requests, compiled, strict=True):
         known = records("model", asked)
@@ -69,6 +65,17 @@ def _at_typical_sizes(operations: Sequence[Operation], job: Job, found: Findings
         reason = GLUON if operation.gluon else LARGE
         done += [complete(record, dict.fromkeys(COUNTED, reason)) for record in known]
     return done
+
+
+def _compiled(requests: Sequence[Request], found: Findings) -> list[list[KernelTraffic]]:
+    """What each takes of an SM, in one process; one by one where one of them spoils it for all."""
+    try:
+        return in_fresh_process("compile", requests)
+    except UserError as error:
+        if len(requests) == 1:
+            found.notes.append(f"SRAM, registers and occupancy unavailable: {error}")
+            return [[]]
+        return [_compiled([each], found)[0] for each in requests]
 
 
 def resource_table(records: Sequence[KernelTraffic]) -> ReportTable:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import lit_eff
 from lit_eff.bench.results import installed_version
-from lit_eff.cli.profile import Job
+from lit_eff.cli.profile_job import Job
 from lit_eff.profiling.devices import driver_version
 from lit_eff.profiling.report import Findings, ProfileReport, ReportTable, text_of
 from lit_eff.profiling.roofline_plot import roofline_figure
@@ -110,6 +110,7 @@ def finish(job: Job, found: Sequence[Findings], command: str) -> tuple[ProfileRe
     roofline = roofline_figure(report.records, job.device, bandwidth)
     if roofline is not None:
         figures["roofline"] = roofline
+    job.folder.mkdir(parents=True, exist_ok=True)
     with SummaryWriter(str(job.folder)) as writer:
         written = write_report(report, timeline, figures, job.folder, writer)
     return report, written

@@ -6,8 +6,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from lit_eff.cli.profile import Job as ProfileJob
 from lit_eff.cli.profile_engine import Profiled, open_engine
+from lit_eff.cli.profile_job import Job as ProfileJob
 from lit_eff.profiling.report import Findings, ReportTable
 from lit_eff.runtime.decode import Mode
 from lit_eff.runtime.text import TextRequest

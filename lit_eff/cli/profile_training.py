@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lit_eff.cli.lightning import lightning_cli
-from lit_eff.cli.profile import Job
+from lit_eff.cli.profile_job import Job
 from lit_eff.errors import UserError
 from lit_eff.profiling.carbon import Grid, footprint_table
 from lit_eff.profiling.measured import measure_command

@@ -111,4 +111,4 @@ def test_mistakes_are_one_line(
     assert main(["profile", *words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
-    assert not list(tmp_path.rglob("profile.json"))
+    assert not (tmp_path / "runs").exists()
