@@ -61,7 +61,7 @@ def trainer_overrides(steps: int = 4) -> list[str]:
         f"trainer.max_steps={steps}",
         f"trainer.val_check_interval={steps // 2}",
         "trainer.log_every_n_steps=1",
-        "trainer.callbacks.trace=null",
+        "trainer.callbacks.profile=null",
     ]
 
 
