@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from lit_eff.profiling.report import ProfileReport, ReportTable, text_of
 from lit_eff.profiling.timeline import Timeline
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 MAX_PICTURE_BYTES = 3_000_000  # encoded, so that the page stays under 5 MB
 MAX_CARDS = 200
@@ -30,12 +29,15 @@ _SOURCES = {
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def profile_page(report: ProfileReport, timeline: Timeline, figures: Mapping[str, Figure]) -> str:
-    """The page's text. Figures are PNGs within it; those beyond 3 MB, and the smallest kernels beyond 200
-    records, are named and left to the run folder's other files."""
+def profile_page(report: ProfileReport, timeline: Timeline, pictures: Mapping[str, bytes]) -> str:
+    """The page's text. ``pictures`` are the figures, as PNG.
+
+    Pictures beyond 3 MB, and the smallest kernels beyond 200 records, are named and left to the run folder's
+    other files.
+    """
     sections = {
         "Kernels": _kernels(report),
-        "Figures": _figures(figures),
+        "Figures": _figures(pictures),
         "Tables": join(*map(_table, report.tables)),
         "Timeline": timeline_summary(timeline),
     }
@@ -86,12 +88,10 @@ def _kernels(report: ProfileReport) -> Markup | None:
     )
 
 
-def _figures(figures: Mapping[str, Figure]) -> Markup | None:
+def _figures(pictures: Mapping[str, bytes]) -> Markup | None:
     room, shown = MAX_PICTURE_BYTES, []
-    for name, figure in figures.items():
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=110)
-        encoded = base64.b64encode(picture.getvalue()).decode()
+    for name, picture in pictures.items():
+        encoded = base64.b64encode(picture).decode()
         caption = name.replace("_", " ")
         if len(encoded) > room:
             shown.append(element("p", f"{caption}: in figures/{name}.png, too large for this page"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,17 +34,25 @@ def write_report(
     """
     path = folder / "profile.json"
     report.save(path)
-    pictures = [_picture(figure, folder / "figures" / f"{name}.png") for name, figure in figures.items()]
+    pictures = {name: png(figure) for name, figure in figures.items()}
+    files = [_file(picture, folder / "figures" / f"{name}.png") for name, picture in pictures.items()]
     page = folder / "profile.html"
     with atomic_path(page) as temporary:
-        temporary.write_text(profile_page(report, timeline, figures), encoding="utf-8")
+        temporary.write_text(profile_page(report, timeline, pictures), encoding="utf-8")
     write_profile(writer, report, figures)
-    return [path, page, *pictures, *_traces(timeline, folder)]
+    return [path, page, *files, *_traces(timeline, folder)]
 
 
-def _picture(figure: Figure, path: Path) -> Path:
+def png(figure: Figure) -> bytes:
+    """The figure as a picture."""
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()
+
+
+def _file(content: bytes, path: Path) -> Path:
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        temporary.write_bytes(content)
     return path
 
 

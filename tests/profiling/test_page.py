@@ -16,6 +16,7 @@ from lit_eff.profiling.page import MAX_CARDS, profile_page
 from lit_eff.profiling.report import ProfileReport, ReportTable
 from lit_eff.profiling.timeline import Timeline
 from lit_eff.profiling.traffic import Number
+from lit_eff.profiling.write import png
 from tests.profiling.browser import needs_browser, rendered
 from tests.profiling.sample_run import HOSTILE, record, report, timeline
 
@@ -28,7 +29,7 @@ def figure() -> Figure:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return profile_page(report(), timeline(), {"roofline": figure()})
+    return profile_page(report(), timeline(), {"roofline": png(figure())})
 
 
 class Reader(HTMLParser):
@@ -108,7 +109,9 @@ def test_a_large_report_stays_under_5_mb() -> None:
 
     noise.add_axes((0, 0, 1, 1)).imshow(np.random.default_rng(0).random((1300, 1300, 3)))
     records = tuple(replace(record(f"kernel {i}"), lines=base.records[0].lines * 5) for i in range(250))
-    page = profile_page(replace(base, records=records), timeline(3000), {"one": noise, "two": figure()})
+    page = profile_page(
+        replace(base, records=records), timeline(3000), {"one": png(noise), "two": png(figure())}
+    )
     assert len(page) < 5_000_000
     assert "in figures/one.png, too large for this page" in page
     assert page.count("data:image/png") == 1
